@@ -1,0 +1,218 @@
+"""Where connections come from: a UNIX socket file, or a descriptor this process was started with.
+
+Spec: "Backend program conventions": ``--socket-path`` and ``--fd``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from vfio_user.errors import ConnectError
+from vfio_user.transport.address import Address, FdAddress, UnixAddress
+from vfio_user.transport.channel import Channel
+
+__all__ = ["FdListener", "Listener", "UnixListener", "listen"]
+
+#: Clients that may wait while one is served. libvfio-user allows none; one lets a client that reconnects at once in.
+_BACKLOG = 1
+
+
+class Listener(Protocol):
+    """A source of connections."""
+
+    def accept(self) -> Channel | None:
+        """The next connection, if one waits; never blocks."""
+
+    def fileno(self) -> int:
+        """Readable when a connection waits; -1 when there is nothing to wait for."""
+
+    @property
+    def exhausted(self) -> bool:
+        """No connection will ever come again."""
+
+    def close(self) -> None:
+        """Stops listening. Connections made go on. Idempotent."""
+
+
+def listen(address: Address, *, mode: int | None = None, group: str | int | None = None) -> Listener:
+    """Listens at an address.
+
+    Args:
+        address: where.
+        mode: permission bits of a socket file; None leaves them to the umask.
+        group: name or number of a socket file's group; None leaves it.
+
+    Raises:
+        ConnectError: it cannot be done; the text says why and what to do.
+    """
+    if isinstance(address, FdAddress):
+        return FdListener(address.fd)
+    return UnixListener(address, mode=mode, group=group)
+
+
+class UnixListener:
+    """Listens on a socket file, which it creates, and removes again on ``close``.
+
+    A file left behind by a server that died is replaced; one that a server listens on is not, nor is anything that is
+    no socket. Nobody can connect before mode and group are set, as it only then starts to listen.
+
+    Raises:
+        ConnectError: the path is in use, cannot be created there, or its mode or group cannot be set.
+    """
+
+    def __init__(self, address: UnixAddress, *, mode: int | None = None, group: str | int | None = None) -> None:
+        self.path = address.path
+        self.exhausted = False
+        self._identity: tuple[int, int] | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with _locked(self.path.parent):
+                _remove_stale(self.path)
+                self._socket.bind(str(self.path))
+                made = self.path.lstat()
+                self._identity = made.st_dev, made.st_ino
+                if group is not None:
+                    os.chown(self.path, -1, _group_id(group))
+                if mode is not None:
+                    self.path.chmod(mode)
+                self._socket.listen(_BACKLOG)
+        except OSError as exc:
+            self.close()
+            raise ConnectError(f"cannot listen on {self.path}: {exc.strerror or exc}") from exc
+        except ConnectError:
+            self.close()
+            raise
+
+    def accept(self) -> Channel | None:
+        """See ``Listener.accept``."""
+        try:
+            connection, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        except OSError as exc:
+            # Out of descriptors or memory: the client waits, and may be luckier later.
+            if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                return None
+            raise
+        connection.setblocking(True)
+        return connection
+
+    def fileno(self) -> int:
+        """See ``Listener.fileno``."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stops listening and removes the socket file, unless another has taken its place."""
+        self.exhausted = True
+        self._socket.close()
+        if self._identity is not None:
+            with contextlib.suppress(OSError):
+                found = self.path.lstat()
+                if (found.st_dev, found.st_ino) == self._identity:
+                    self.path.unlink()
+            self._identity = None
+
+
+class FdListener:
+    """Takes connections from an inherited descriptor: a listening socket, or one connection that is there already.
+
+    Raises:
+        ConnectError: the descriptor is not open, or no stream socket.
+    """
+
+    def __init__(self, fd: int) -> None:
+        try:
+            self._socket: socket.socket | None = socket.socket(fileno=fd)
+        except OSError as exc:
+            raise ConnectError(f"descriptor {fd} is no socket this process was started with: {exc.strerror}") from exc
+        if self._socket.type != socket.SOCK_STREAM:
+            self._socket.detach()
+            raise ConnectError(f"descriptor {fd} is a socket, but not a stream one")
+        os.set_inheritable(fd, False)
+        self._listening = bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        self._socket.setblocking(not self._listening)
+
+    @property
+    def exhausted(self) -> bool:
+        """See ``Listener.exhausted``: one connection is all a connected descriptor gives."""
+        return self._socket is None
+
+    def accept(self) -> Channel | None:
+        """See ``Listener.accept``."""
+        if self._socket is None:
+            return None
+        if not self._listening:
+            connection, self._socket = self._socket, None
+            return connection
+        try:
+            accepted, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        accepted.setblocking(True)
+        return accepted
+
+    def fileno(self) -> int:
+        """See ``Listener.fileno``."""
+        return self._socket.fileno() if self._socket is not None and self._listening else -1
+
+    def close(self) -> None:
+        """Closes the descriptor, unless it became a connection."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keeps other servers from looking for a stale file in that directory while we replace one.
+
+    Without it, two servers started at once could both find the file stale, and the second would remove the first's.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes a socket file nobody listens on.
+
+    Raises:
+        ConnectError: somebody does, or it is no socket.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConnectError(f"{path} exists and is no socket; it stays. Choose another path, or remove it yourself")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except BlockingIOError:
+            pass  # its queue of waiting clients is full: very much alive
+    raise ConnectError(f"{path} is in use: a server listens on it. Stop that one, or choose another path")
+
+
+def _group_id(group: str | int) -> int:
+    """The number of a group."""
+    if isinstance(group, int):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConnectError(f"there is no group {group!r} on this machine") from None
