@@ -68,8 +68,8 @@ def place(requests: Sequence[PlacementRequest], *, start: int, end: int, what: s
         if at + request.size > end:
             names = ", ".join(other.label for _, _, other in taken)
             raise DefinitionError(
-                fX
-                "drop a capability, or place the explicit ones closer together"
+                f"{request.label}: no {request.size} free bytes in the {what} [{start:#x}, {end:#x}), taken by "
+                f"{names}; drop a capability, or place the explicit ones closer together"
             )
         taken.append((at, at + -(-request.size // 4) * 4, request))
         taken.sort(key=lambda item: item[0])
