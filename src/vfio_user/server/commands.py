@@ -1,0 +1,233 @@
+"""What a server does for each command, one function each.
+
+A function gets the session, the payload and the message's descriptors; it takes from the list what it keeps, and
+returns the reply. Refusals are raised: RemoteProtocolError for what breaks the protocol, DeviceError for what the
+device does not do. To support a new command, write its function and enter it in ``COMMANDS``.
+
+The commands still to come have their place here too: DEVICE_GET_REGION_IO_FDS, DIRTY_PAGES, DEVICE_FEATURE,
+MIG_DATA_READ and MIG_DATA_WRITE. Until then they are refused as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vfio_user.errors import DeviceError, InvalidAccess, RemoteProtocolError, VersionError
+from vfio_user.protocol.constants import Command, RegionFlags
+from vfio_user.protocol.device import DeviceInfoRequest
+from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.header import Header, reply_header
+from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
+from vfio_user.protocol.region import (
+    ACCESS,
+    MAX_MULTI_WRITE_SIZE,
+    RegionAccess,
+    RegionInfo,
+    RegionInfoRequest,
+    RegionWriteMulti,
+    WriteMultiReply,
+)
+from vfio_user.protocol.version import VersionMessage, answer
+from vfio_user.regions import ACCESS_SIZES, Region
+
+if TYPE_CHECKING:
+    from vfio_user.server.session import Session
+
+__all__ = ["COMMANDS", "Reply", "placeholder_reply"]
+
+
+class Reply(NamedTuple):
+    """What goes back to the client.
+
+    Attributes:
+        payload: what follows the header.
+        fds: descriptors that go along; they stay whose they are.
+    """
+
+    payload: bytes = b""
+    fds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownClient:
+    """A client recognised by what it says in VERSION."""
+
+    minor: int
+    capabilities: dict[str, object]
+
+
+#: The rust client (cloud-hypervisor). It never looks at the error flag of a reply and waits for the bytes of a success,
+#: so an error reply hangs it; what it proposes is always exactly this.
+_RUST_CLIENT = _KnownClient(1, {"max_msg_fds": 1, "max_data_xfer_size": 1048576, "migration": {"pgsize": 4096}})
+
+
+def _version(session: Session, payload: bytes, fds: list[int]) -> Reply:
+    if fds:
+        raise VersionError(f"VERSION came with {len(fds)} file descriptors; it carries none")
+    request = VersionMessage.decode(payload)
+    reply, session.agreement = answer(request, session.offer)
+    session.ignores_errors = _KnownClient(request.minor, request.capabilities or {}) == _RUST_CLIENT
+    return Reply(reply.encode())
+
+
+def _dma_map(session: Session, payload: bytes, fds: list[int]) -> Reply:
+    request = DmaMap.decode(payload)
+    # More than one descriptor has no meaning; the first counts, and the session closes the others.
+    fd = fds.pop(0) if fds else None
+    session.device.dma.map(request.iova, request.size, request.flags, request.fd_offset, fd)
+    return Reply()
+
+
+def _dma_unmap(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    # SPDK sends its descriptor along with an unmap, too; the session closes it.
+    request = DmaUnmap.decode(payload)
+    session.device.dma.unmap(request.iova, request.size, request.flags)
+    return Reply(request.encode())
+
+
+def _get_info(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    DeviceInfoRequest.decode(payload)
+    return Reply(session.device.info().encode())
+
+
+def _get_region_info(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    request = RegionInfoRequest.decode(payload)
+    region = _region(session, request.index)
+    flags = RegionFlags(0)
+    if region.size:
+        flags |= RegionFlags.READ if region.readable else RegionFlags(0)
+        flags |= RegionFlags.WRITE if region.writable else RegionFlags(0)
+    reply, _ = RegionInfo(request.index, flags, region.size).encode(request.argsz)
+    return Reply(reply)
+
+
+def _get_irq_info(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    request = IrqInfoRequest.decode(payload)
+    flags, count = session.device.interrupts.info(request.index)
+    return Reply(IrqInfo(request.index, flags, count).encode())
+
+
+def _set_irqs(session: Session, payload: bytes, fds: list[int]) -> Reply:
+    request = SetIrqs.decode(payload)
+    taken = fds.copy()
+    fds.clear()
+    session.device.interrupts.set_irqs(request.index, request.flags, request.start, request.count, request.bools, taken)
+    return Reply()
+
+
+def _region_read(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    access = RegionAccess.decode(payload, "REGION_READ")
+    region = _accessed(session, access, "read")
+    if not region.readable and access.count:
+        raise InvalidAccess(f"region {access.region} cannot be read")
+    if access.count in ACCESS_SIZES:
+        data = region.read(access.offset, access.count).to_bytes(access.count, "little")
+    else:
+        data = region.read_bytes(access.offset, access.count)
+        if len(data) != access.count:
+            raise InvalidAccess(f"a read of {access.count} bytes of region {access.region} gave {len(data)}")
+    return Reply(payload[: ACCESS.size] + data)
+
+
+def _region_write(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    access = RegionAccess.decode(payload, "REGION_WRITE")
+    data = payload[ACCESS.size :]
+    if len(data) != access.count:
+        raise RemoteProtocolError(f"REGION_WRITE: {len(data)} bytes of data came for a count of {access.count}")
+    _write(_accessed(session, access, "write"), access, data)
+    return Reply(payload[: ACCESS.size])
+
+
+def _region_write_multi(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    writes = RegionWriteMulti.decode(payload).writes
+    for done, write in enumerate(writes):
+        try:
+            if write.count > MAX_MULTI_WRITE_SIZE:
+                raise RemoteProtocolError(f"REGION_WRITE_MULTI: a write of {write.count} bytes; each has 8 at most")
+            access = RegionAccess(write.offset, write.region, write.count)
+            _write(_accessed(session, access, "write"), access, write.field[: write.count])
+        except (RemoteProtocolError, DeviceError):
+            # Those before stay done. The client learns how many, unless there is none to tell of.
+            if not done:
+                raise
+            return Reply(WriteMultiReply(done).encode())
+    return Reply(WriteMultiReply(len(writes)).encode())
+
+
+def _reset(session: Session, _payload: bytes, _fds: list[int]) -> Reply:
+    # Accepted whether or not it is advertised: the rust client sends it to devices that do not.
+    session.device.reset()
+    return Reply()
+
+
+#: What carries out each command a client may send.
+COMMANDS: dict[int, Callable[[Session, bytes, list[int]], Reply]] = {
+    Command.VERSION: _version,
+    Command.DMA_MAP: _dma_map,
+    Command.DMA_UNMAP: _dma_unmap,
+    Command.DEVICE_GET_INFO: _get_info,
+    Command.DEVICE_GET_REGION_INFO: _get_region_info,
+    Command.DEVICE_GET_IRQ_INFO: _get_irq_info,
+    Command.DEVICE_SET_IRQS: _set_irqs,
+    Command.REGION_READ: _region_read,
+    Command.REGION_WRITE: _region_write,
+    Command.DEVICE_RESET: _reset,
+    Command.REGION_WRITE_MULTI: _region_write_multi,
+}
+
+
+def placeholder_reply(header: Header, payload: bytes | bytearray) -> bytes | None:
+    """A reply in the form of a success, for a client that takes no notice of errors; None where there is none.
+
+    A failed read gives all ones, as a bus does when nothing answers.
+    """
+    if header.command == Command.REGION_READ and len(payload) >= ACCESS.size:
+        count = min(RegionAccess.decode(payload).count, 1 << 20)
+        body = bytes(payload[: ACCESS.size]) + b"\xff" * count
+    elif header.command == Command.REGION_WRITE and len(payload) >= ACCESS.size:
+        body = bytes(payload[: ACCESS.size])
+    elif header.command == Command.DMA_UNMAP:
+        body = bytes(payload[:24])
+    else:
+        return None
+    return reply_header(header.message_id, header.command, len(body)) + body
+
+
+def _region(session: Session, index: int) -> Region:
+    """The region of that index.
+
+    Raises:
+        InvalidAccess: the device has no such index.
+    """
+    if index >= session.device.num_regions:
+        raise InvalidAccess(f"region {index} is not one of the {session.device.num_regions} the device has")
+    return session.device.region(index)
+
+
+def _accessed(session: Session, access: RegionAccess, what: str) -> Region:
+    """The region an access is about, which it fits.
+
+    Raises:
+        InvalidAccess: no such region, more bytes than were agreed on, or beyond the region's end.
+    """
+    region = _region(session, access.region)
+    limit = session.offer.max_data_xfer_size
+    if access.count > limit:
+        raise InvalidAccess(f"a {what} of {access.count} bytes; at most {limit} go in one message")
+    if access.offset + access.count > region.size:
+        raise InvalidAccess(
+            f"a {what} of [{access.offset:#x}, {access.offset + access.count:#x}) of region {access.region}, "
+            f"which has {region.size:#x} bytes"
+        )
+    return region
+
+
+def _write(region: Region, access: RegionAccess, data: bytes) -> None:
+    if not region.writable and access.count:
+        raise InvalidAccess(f"region {access.region} cannot be written")
+    if access.count in ACCESS_SIZES:
+        region.write(access.offset, access.count, int.from_bytes(data, "little"))
+    else:
+        region.write_bytes(access.offset, data)

@@ -1,0 +1,145 @@
+"""``Device``: what every device is, PCI or not - regions, interrupts, DMA, and a thread of its own to work on.
+
+Subclass ``vfio_user.server.pci_device.PciDevice`` for a PCI device; subclass this one for anything else, or to shape
+every region by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vfio_user.errors import StateError
+from vfio_user.interrupts import Interrupts
+from vfio_user.memory import Dma
+from vfio_user.pci.registers import ResetKind
+from vfio_user.protocol.constants import NUM_PCI_REGIONS, DeviceFlags, IrqIndex
+from vfio_user.protocol.device import DeviceInfo
+from vfio_user.regions import EmptyRegion, Region
+from vfio_user.server.loop import EventLoop, Timer, Watch
+
+__all__ = ["Device"]
+
+_EMPTY = EmptyRegion()
+
+
+class Device:
+    """A device, as a client sees it: regions, interrupts, and what it can reach of the client's memory.
+
+    Args:
+        irqs: vectors by kind of interrupt; a kind not named has none.
+
+    Attributes:
+        flags: what DEVICE_GET_INFO says.
+        num_regions: region indexes a client may ask about.
+        num_irqs: interrupt indexes a client may ask about.
+        interrupts: vectors, and the eventfds the client connected to them.
+        dma: the client's memory.
+
+    A device outlives its clients. It keeps its state when one goes, and only loses what was the client's: mappings and
+    eventfds. It needs no client, either: its regions can be read and written in the same process.
+
+    Threading: every method, and every callback, on the thread of ``loop``; except ``call_soon``, ``call_later`` and
+    ``watch``, which any thread may call.
+    """
+
+    flags: DeviceFlags = DeviceFlags.RESET
+    num_regions: int = NUM_PCI_REGIONS
+    num_irqs: int = len(IrqIndex)
+
+    def __init__(self, *, irqs: dict[IrqIndex, int] | None = None) -> None:
+        self.interrupts = Interrupts(irqs or {})
+        self.dma = Dma()
+        self._regions: dict[int, Region] = {}
+        self._loop: EventLoop | None = None
+        self._is_connected = False
+
+    # What the device is.
+
+    def region(self, index: int) -> Region:
+        """The region of that index; an empty one where the device has nothing."""
+        return self._regions.get(index, _EMPTY)
+
+    def set_region(self, index: int, region: Region) -> None:
+        """Puts a region at an index. Before a client connects, since clients look once.
+
+        Raises:
+            StateError: a client is connected.
+            ValueError: there is no such index.
+        """
+        if self._is_connected:
+            raise StateError(f"region {index} cannot change while a client is connected: set it before")
+        if not 0 <= index < self.num_regions:
+            raise ValueError(f"region index {index} is not in [0, {self.num_regions})")
+        self._regions[index] = region
+
+    def info(self) -> DeviceInfo:
+        """What DEVICE_GET_INFO answers."""
+        return DeviceInfo(self.flags, self.num_regions, self.num_irqs)
+
+    # What happens to it; override what matters.
+
+    def on_reset(self, kind: ResetKind) -> None:
+        """The device was reset: put back whatever is not in a register. DMA mappings and eventfds stay."""
+
+    def on_connect(self) -> None:
+        """A client connected."""
+
+    def on_disconnect(self) -> None:
+        """The client is gone, and with it every mapping and eventfd. Stop what used them."""
+
+    def reset(self, kind: ResetKind = ResetKind.DEVICE) -> None:
+        """Resets the device: pending interrupts and registers, then ``on_reset``. Spec: "VFIO_USER_DEVICE_RESET"."""
+        self.interrupts.reset()
+        self.on_reset(kind)
+
+    # Work put off.
+
+    @property
+    def loop(self) -> EventLoop:
+        """The loop all work of this device runs on: its server's, or until it has one, its own."""
+        if self._loop is None:
+            self._loop = EventLoop()
+        return self._loop
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Calls ``callback(*args)`` on the device's thread, after the message being answered has been. Any thread."""
+        self.loop.call_soon(callback, *args)
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Timer:
+        """Calls ``callback(*args)`` on the device's thread in ``delay`` seconds. Any thread."""
+        return self.loop.call_later(delay, callback, *args)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> Watch:
+        """Calls ``callback()`` on the device's thread whenever ``fd`` is readable. Any thread."""
+        return self.loop.watch(fd, callback)
+
+    # The server's side.
+
+    @property
+    def is_connected(self) -> bool:
+        """A client is connected."""
+        return self._is_connected
+
+    def attach(self, loop: EventLoop) -> None:
+        """Moves the device, and the work it has put off so far, to a server's loop."""
+        if self._loop is not None and self._loop is not loop:
+            loop.adopt(self._loop)
+        self._loop = loop
+
+    def connected(self) -> None:
+        """A client connected; the server calls this."""
+        self._is_connected = True
+        self.on_connect()
+
+    def disconnected(self) -> None:
+        """The client is gone; the server calls this. Drops what was the client's.
+
+        Spec: "Client disconnection": the server drops mappings and eventfds, and keeps the device's state.
+        """
+        self._is_connected = False
+        try:
+            self.on_disconnect()
+        finally:
+            self.interrupts.clear()
+            self.dma.clear()

@@ -1,0 +1,248 @@
+"""One thread's work: descriptors to watch, timers, and calls put off.
+
+Every callback of a device runs on the thread of its loop, one at a time, so device code needs no locks. A loop may
+serve one device or many. It can be run (``run``), driven step by step (``run_once``), or waited on by another loop
+through ``fileno`` - an epoll descriptor, readable when something is to be done - and ``next_timeout`` for its timers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["EventLoop", "Timer", "Watch"]
+
+log = logging.getLogger("vfio_user.server")
+
+
+class Watch:
+    """A watched descriptor; ``close`` ends the watch and leaves the descriptor open."""
+
+    def __init__(self, loop: EventLoop, fd: int, callback: Callable[[], None]) -> None:
+        self.fd = fd
+        self._loop = loop
+        self._callback = callback
+        self._closed = False
+
+    def set_events(self, *, readable: bool = True, writable: bool = False) -> None:
+        """Says what to wait for. Session thread."""
+        if not self._closed:
+            events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
+            self._loop._epoll.modify(self.fd, events)
+
+    def close(self) -> None:
+        """Ends the watch. Call it before the descriptor is closed. Idempotent; session thread."""
+        if not self._closed:
+            self._closed = True
+            self._loop._unwatch(self)
+
+
+class Timer:
+    """A call put off; ``cancel`` calls it off."""
+
+    def __init__(self, deadline: float, callback: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self._callback: Callable[[], None] | None = callback
+
+    @property
+    def is_pending(self) -> bool:
+        """It has neither run nor been cancelled."""
+        return self._callback is not None
+
+    def cancel(self) -> None:
+        """Calls it off; nothing happens if it has run. Any thread."""
+        self._callback = None
+
+
+class EventLoop:
+    """See the module.
+
+    Args:
+        clock: the time in seconds, for timers; a test may bring its own.
+
+    Attributes:
+        is_simple: nothing but (at most) one descriptor is waited for, and no other thread has ever called in. The
+            server then receives from its connection directly, which saves a system call a message.
+        thread_id: the thread that runs the loop; None before it first did.
+        turns: how often ``run_once`` was called.
+
+    Ownership: ``close`` it; watched descriptors stay their owners'.
+
+    Threading: ``call_soon``, ``call_later``, ``watch`` and ``stop`` may be called by any thread; everything else only
+    by the one that runs the loop.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.is_simple = True
+        self.clock = clock
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._watches: dict[int, Watch] = {}
+        self._ready: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._sequence = itertools.count()
+        self.thread_id: int | None = None
+        self.turns = 0
+        self._called_from_outside = False
+        self._stopping = False
+        self._closed = False
+
+    # What devices use.
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Calls ``callback(*args)`` on the loop's thread, after the message being answered has been. Any thread."""
+        self._ready.append((lambda: callback(*args)) if args else callback)
+        self.is_simple = False
+        if self.thread_id is not None and self.thread_id != threading.get_ident():
+            # From now on the loop waits where another thread can wake it.
+            self._called_from_outside = True
+            self._wake()
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Timer:
+        """Calls ``callback(*args)`` on the loop's thread in ``delay`` seconds, or later. Any thread."""
+        timer = Timer(self.clock() + delay, (lambda: callback(*args)) if args else callback)
+        if self.thread_id is None or self.thread_id == threading.get_ident():
+            self._add_timer(timer)
+        else:
+            self.call_soon(self._add_timer, timer)
+        return timer
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> Watch:
+        """Calls ``callback()`` on the loop's thread whenever ``fd`` is readable, until the watch is closed.
+
+        The callback must read what is there, or it is called again at once. Any thread.
+
+        Raises:
+            ValueError: ``fd`` is watched already.
+            OSError: ``fd`` cannot be waited for (a regular file: EPERM).
+        """
+        if fd in self._watches:
+            raise ValueError(f"descriptor {fd} is watched already: close that watch first")
+        watch = Watch(self, fd, callback)
+        self._epoll.register(fd, select.EPOLLIN)
+        self._watches[fd] = watch
+        self._update_simple()
+        return watch
+
+    # What runs it.
+
+    def run(self) -> None:
+        """Runs until ``stop``."""
+        while not self._stopping:
+            self.run_once(None)
+
+    def stop(self) -> None:
+        """Ends ``run``, now or when it is next called. Any thread, and signal handlers."""
+        self._stopping = True
+        self.is_simple = False
+        if not self._closed:
+            self._wake()
+
+    @property
+    def is_stopping(self) -> bool:
+        """``stop`` was called."""
+        return self._stopping
+
+    def fileno(self) -> int:
+        """Readable when ``run_once`` has something to do; timers are not in it, see ``next_timeout``."""
+        return self._epoll.fileno()
+
+    def next_timeout(self) -> float | None:
+        """Seconds until ``run_once`` has something to do that ``fileno`` does not tell; None for never."""
+        if self._ready:
+            return 0.0
+        while self._timers and not self._timers[0][2].is_pending:
+            heapq.heappop(self._timers)
+        if self._timers:
+            return max(0.0, self._timers[0][0] - self.clock())
+        return None
+
+    def run_once(self, timeout: float | None = 0.0) -> None:
+        """Waits up to ``timeout`` seconds (None: as long as it takes) for something to do, and does what there is.
+
+        A callback that raises is logged with its traceback, and the loop goes on.
+        """
+        self.thread_id = threading.get_ident()
+        self.turns += 1
+        limit = self.next_timeout()
+        if limit is not None and (timeout is None or limit < timeout):
+            timeout = limit
+        for fd, _events in self._epoll.poll(timeout):
+            if fd == self._wake_fd:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+            else:
+                watch = self._watches.get(fd)
+                if watch is not None:
+                    self._call(watch._callback)
+        if self._timers:
+            self._run_timers()
+        # Calls made by these calls wait for the next turn, so that descriptors get theirs.
+        for _ in range(len(self._ready)):
+            self._call(self._ready.popleft())
+        self._update_simple()
+
+    def adopt(self, other: EventLoop) -> None:
+        """Takes over everything another loop, which does not run, was to do; that one is closed."""
+        for watch in list(other._watches.values()):
+            watch._loop = self
+            self._epoll.register(watch.fd, select.EPOLLIN)
+            self._watches[watch.fd] = watch
+        self._ready.extend(other._ready)
+        for _, _, timer in other._timers:
+            self._add_timer(timer)
+        other.close()
+        self._update_simple()
+
+    def close(self) -> None:
+        """Closes the loop's own descriptors and forgets all calls. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._watches.clear()
+            self._ready.clear()
+            self._timers.clear()
+            self._epoll.close()
+            os.close(self._wake_fd)
+
+    def _run_timers(self) -> None:
+        now = self.clock()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            callback = timer._callback
+            timer._callback = None
+            if callback is not None:
+                self._call(callback)
+
+    @staticmethod
+    def _call(callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("a callback of the device failed: %s", getattr(callback, "__qualname__", callback))
+
+    def _add_timer(self, timer: Timer) -> None:
+        heapq.heappush(self._timers, (timer.deadline, next(self._sequence), timer))
+        self.is_simple = False
+
+    def _unwatch(self, watch: Watch) -> None:
+        if self._watches.pop(watch.fd, None) is not None and not self._closed:
+            self._epoll.unregister(watch.fd)
+            self._update_simple()
+
+    def _update_simple(self) -> None:
+        self.is_simple = not (
+            self._ready or self._timers or self._called_from_outside or self._stopping or len(self._watches) > 1
+        )
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)

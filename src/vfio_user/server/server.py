@@ -1,0 +1,339 @@
+"""``Server``: makes one device available at an address, to one client after another.
+
+Four ways to run it, the caller's choice:
+
+* ``run()`` blocks until ``stop()``; ``run_servers`` does so for several, and ends on SIGTERM and Ctrl-C;
+* ``start()`` runs it on a thread of its own;
+* ``fileno()``, ``process()`` and ``next_timeout()`` let any other loop drive it;
+* ``await serve_async()`` runs it in asyncio's loop.
+
+Servers may share an ``EventLoop``: then one thread serves all their devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vfio_user.errors import ConnectionClosedError, StateError
+from vfio_user.server.device import Device
+from vfio_user.server.loop import EventLoop, Watch
+from vfio_user.server.session import Observer, Session
+from vfio_user.server.watchdog import watchdog
+from vfio_user.transport.address import Address, parse_address
+from vfio_user.transport.channel import Channel
+from vfio_user.transport.listener import Listener, listen
+
+__all__ = ["Server", "run_servers"]
+
+log = logging.getLogger("vfio_user.server")
+
+#: How long, in seconds, a server that waits in the receive call itself may take to notice that it is to stop, or that
+#: another thread wants something for the first time.
+_TICK = 0.2
+
+
+class Server:
+    """See the module.
+
+    Args:
+        device: what is served; it may be served by one server only.
+        address: where: ``unix:PATH``, a path, ``fd:N``, or an address object.
+        mode: permission bits of the socket file.
+        group: group of the socket file, by name or number.
+        loop: the loop to work on; None for one of its own.
+        observer: is shown every message.
+        strict: exceptions of device code that are not DeviceError end the server and are raised; for tests.
+
+    Attributes:
+        address: where it listens.
+        loop: the loop it works on.
+
+    Raises:
+        AddressError: the address means nothing.
+        ConnectError: it cannot listen there.
+
+    Ownership: ``close`` it, or use it in a ``with`` statement: the socket file goes, a connected client is cut off, and
+    its mappings and eventfds are dropped. The device stays usable.
+
+    Threading: ``stop`` and ``close`` from any thread; everything else from the one that runs it.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        address: str | Path | Address,
+        *,
+        mode: int | None = None,
+        group: str | int | None = None,
+        loop: EventLoop | None = None,
+        observer: Observer | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.device = device
+        self.address = parse_address(address)
+        self._observer = observer
+        self._strict = strict
+        self._owns_loop = loop is None
+        self.loop = loop or device.loop
+        self._session: Session | None = None
+        self._channel: Channel | None = None
+        self._watch: Watch | None = None
+        self._unmask_watch: Watch | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._listener: Listener = listen(self.address, mode=mode, group=group)
+        device.attach(self.loop)
+        device.interrupts.on_unmask_fd_changed = self._watch_unmask_fd
+        self._wait_for_client()
+
+    # Ways to run it.
+
+    def run(self) -> None:
+        """Serves until ``stop``, or until no client can come any more; then closes."""
+        try:
+            while not self.loop.is_stopping and not self.is_finished:
+                session = self._session
+                if session is not None and self.loop.is_simple:
+                    self._serve_directly(session)
+                else:
+                    self.loop.run_once(None)
+                self._raise_failure()
+        finally:
+            self.close()
+
+    def start(self) -> Self:
+        """Serves on a thread of its own, until ``close``; returns itself.
+
+        Raises:
+            StateError: it was started before.
+        """
+        if self._thread is not None:
+            raise StateError("the server was started already")
+        self._thread = threading.Thread(target=self.run, name=f"vfio-user {self.address}", daemon=True)
+        self._thread.start()
+        return self
+
+    def process(self) -> None:
+        """Does what there is to do now, without waiting."""
+        self.loop.run_once(0.0)
+        self._raise_failure()
+
+    def fileno(self) -> int:
+        """Readable when ``process`` has something to do (timers aside: see ``next_timeout``)."""
+        return self.loop.fileno()
+
+    def next_timeout(self) -> float | None:
+        """Seconds until ``process`` is due though ``fileno`` says nothing; None for never."""
+        return self.loop.next_timeout()
+
+    async def serve_async(self) -> None:
+        """Serves in the running asyncio loop, until cancelled or until no client can come any more; then closes."""
+        outer = asyncio.get_running_loop()
+        turn = asyncio.Event()
+        outer.add_reader(self.fileno(), turn.set)
+        try:
+            while not self.loop.is_stopping and not self.is_finished:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(turn.wait(), self.next_timeout())
+                turn.clear()
+                self.process()
+        finally:
+            outer.remove_reader(self.fileno())
+            self.close()
+
+    def join(self) -> None:
+        """Waits for the thread of ``start`` to end.
+
+        Raises:
+            Exception: what a strict server failed with.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        self._raise_failure()
+
+    def stop(self) -> None:
+        """Ends ``run``, ``start``'s thread or ``serve_async`` soon. Any thread, and signal handlers."""
+        self.loop.stop()
+
+    @property
+    def is_finished(self) -> bool:
+        """No client is connected and none can come: it was closed, or served the one connection it inherited."""
+        return self._session is None and self._listener.exhausted
+
+    def close(self) -> None:
+        """Stops, removes the socket file and lets go of the client. Idempotent. Any thread."""
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            self.stop()
+            thread.join()
+            return
+        if self._closed:
+            return
+        self._closed = True
+        self._end_session("the server is closing")
+        if self._watch is not None:
+            self._watch.close()
+        self._listener.close()
+        self.device.interrupts.on_unmask_fd_changed = None
+        if self._owns_loop:
+            self.loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # One client after another.
+
+    def _wait_for_client(self) -> None:
+        fd = self._listener.fileno()
+        if fd >= 0:
+            self._watch = self.loop.watch(fd, self._accept)
+        elif not self._listener.exhausted:
+            self._accept()
+
+    def _accept(self) -> None:
+        """Begins a session with the next client. Until it ends, further clients wait in the socket's queue."""
+        channel = self._listener.accept()
+        if channel is None:
+            return
+        if self._watch is not None:
+            self._watch.close()
+        peer = _describe_peer(channel)
+        session = Session(self.device, channel, peer=peer, observer=self._observer, strict=self._strict)
+        self._session, self._channel = session, channel
+        self._watch = self.loop.watch(channel.fileno(), self._serve)
+        watchdog.add(session)
+        log.info("%s: %s connected", self.address, peer)
+        self.device.connected()
+
+    def _serve(self) -> None:
+        """The client's socket is ready: to read from, or at last to write to."""
+        session = self._session
+        if session is None:
+            return
+        with self._ending(session):
+            held_back = session.wants_to_write
+            if held_back:
+                session.flush()
+            else:
+                session.receive()
+            if session.wants_to_write != held_back and self._watch is not None:
+                self._watch.set_events(readable=held_back, writable=not held_back)
+
+    def _serve_directly(self, session: Session) -> None:
+        """Waits in the receive call itself, as long as there is nothing else to wait for.
+
+        That saves the call that would ask which descriptor is ready: a tenth of a register access.
+        """
+        assert isinstance(self._channel, socket.socket)
+        timeout = struct.pack("@ll", 0, int(_TICK * 1e6))
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        with self._ending(session):
+            session.receive_blocking(self.loop)
+            if session.wants_to_write and self._watch is not None:
+                self._watch.set_events(readable=False, writable=True)
+                self.loop.run_once(None)
+
+    @contextlib.contextmanager
+    def _ending(self, session: Session) -> Iterator[None]:
+        """Ends the session when its connection does, or when it fails in a way nobody foresaw."""
+        try:
+            yield
+        except ConnectionClosedError as exc:
+            self._end_session(str(exc))
+        except Exception as exc:
+            self._end_session("the server failed")
+            if not self._strict:
+                log.exception("%s: the session failed; the client was cut off", session.peer)
+            self._failure = exc if self._strict else None
+
+    def _end_session(self, why: str) -> None:
+        session = self._session
+        if session is None:
+            return
+        self._session = self._channel = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        watchdog.remove(session)
+        session.close()
+        log.info("%s: %s left: %s", self.address, session.peer, why)
+        try:
+            self.device.disconnected()
+        except Exception:
+            log.exception("the device failed while it let go of its client")
+        if not self._closed:
+            self._wait_for_client()
+
+    def _watch_unmask_fd(self, fd: int | None) -> None:
+        """The client connected (or took back) an eventfd by which it unmasks INTx."""
+        if self._unmask_watch is not None:
+            self._unmask_watch.close()
+            self._unmask_watch = None
+        if fd is not None:
+            self._unmask_watch = self.loop.watch(fd, self.device.interrupts.unmask_event)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+
+def run_servers(*servers: Server) -> None:
+    """Serves until SIGTERM, SIGINT (Ctrl-C) or ``stop``; closes every server, whatever happens.
+
+    One server runs on this thread, which must be the main thread; several each on a thread of their own, unless they
+    share a loop, which then runs on this one.
+
+    Raises:
+        Exception: what a strict server failed with.
+    """
+    loops = {id(server.loop): server for server in servers}
+
+    def stop(_signal: int, _frame: object) -> None:
+        for server in servers:
+            server.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        if len(servers) == 1:
+            servers[0].run()
+        elif len(loops) == 1:
+            loop = servers[0].loop
+            while not loop.is_stopping and not all(server.is_finished for server in servers):
+                loop.run_once(None)
+        else:
+            for server in servers:
+                server.start()
+            for server in servers:
+                server.join()
+    finally:
+        for server in servers:
+            server.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _describe_peer(channel: Channel) -> str:
+    """Who connected, for the log: the process, where the kernel tells."""
+    if isinstance(channel, socket.socket):
+        with contextlib.suppress(OSError):
+            pid, uid, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if pid:
+                return f"client (pid {pid}, uid {uid})"
+    return "client"
