@@ -67,7 +67,8 @@ def _version(session: Session, payload: bytes, fds: list[int]) -> Reply:
     if fds:
         raise VersionError(f"VERSION came with {len(fds)} file descriptors; it carries none")
     request = VersionMessage.decode(payload)
-    reply, session.agreement = answer(request, session.offer)
+    reply, agreement = answer(request, session.offer)
+    session.agreed(agreement)
     session.ignores_errors = _KnownClient(request.minor, request.capabilities or {}) == _RUST_CLIENT
     return Reply(reply.encode())
 

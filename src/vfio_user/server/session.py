@@ -1,30 +1,22 @@
 """One client's connection to one device: receives messages, has them carried out in order, sends the replies.
 
-The message path
-----------------
-
-Nearly every message of a running driver is a REGION_READ or REGION_WRITE of 1, 2, 4 or 8 bytes, and a client waits for
-each read. So ``_consume`` takes those out of the receive buffer itself: one ``unpack_from`` for header and payload, one
-list look-up, the region's method, one ``pack``, one ``send``, and no object made on the way. Posted writes come in
-runs, which are cut up by one ``iter_unpack``. Whatever is not of that plain form - another command, an odd size, a bad
-index, a message with descriptors - takes the ordinary way through ``_execute`` and ``server.commands``, where every
-refusal gets its errno. The plain form is checked as strictly; it just never has to say what is wrong.
+What drivers do all day, register accesses, is carried out by ``server.message_path``; this module has the rest: the
+shell that receives, and the ordinary way of every other message, with every check and every errno.
 
 A client that does not read its replies is not read from either: ``_outbox`` holds the rest of one reply, and nothing
 more is taken from the client until that has gone.
 
-With an ``Observer`` every message takes the ordinary way; without one, observing costs nothing.
+With an ``Observer`` every message goes the ordinary way; without one, observing costs nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import operator
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from vfio_user.errors import (
@@ -34,13 +26,14 @@ from vfio_user.errors import (
     RemoteProtocolError,
     VersionError,
 )
-from vfio_user.protocol.constants import HEADER_SIZE, Command, HeaderFlags
+from vfio_user.protocol.constants import HEADER_SIZE, Command
 from vfio_user.protocol.framing import FrameBuffer, close_fds
 from vfio_user.protocol.header import Header, command_name, error_reply, reply_header
-from vfio_user.protocol.region import ACCESS_MESSAGE, INTEGER_ACCESS_MESSAGE
+from vfio_user.protocol.region import ACCESS_MESSAGE
 from vfio_user.protocol.version import Agreement, Capabilities
 from vfio_user.server.commands import COMMANDS, Reply, placeholder_reply
-from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, SEND_FLAGS, Channel, ancillary_fds, send_some
+from vfio_user.server.message_path import message_path
+from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, send_some
 
 if TYPE_CHECKING:
     from vfio_user.server.device import Device
@@ -56,19 +49,7 @@ OFFER = Capabilities(max_msg_fds=16, write_multiple=True)
 #: Problems of one session that are logged as warnings; the rest are for debugging, as a bad client could fill a disk.
 _MAX_WARNINGS = 20
 
-_READ = int(Command.REGION_READ)
-_WRITE = int(Command.REGION_WRITE)
-_NO_REPLY = HeaderFlags.NO_REPLY.value
-_REPLY = HeaderFlags.REPLY.value
 _POLL = RECEIVE_FLAGS | socket.MSG_DONTWAIT
-
-_READ_SIZE = ACCESS_MESSAGE.size
-_WRITE4_SIZE = INTEGER_ACCESS_MESSAGE[4].size
-
-#: Packs a read's reply, by the bytes read; None where an access is no single integer.
-_PACK_READ_REPLY = [INTEGER_ACCESS_MESSAGE[n].pack if n in INTEGER_ACCESS_MESSAGE else None for n in range(9)]
-#: Unpacks a write, by the bytes written; 4 has its own way.
-_UNPACK_WRITE = [INTEGER_ACCESS_MESSAGE[n].unpack_from if n in INTEGER_ACCESS_MESSAGE else None for n in range(9)]
 
 
 class Observer(Protocol):
@@ -88,15 +69,13 @@ class SessionStatistics:
     """Counts of one session; read them at any time.
 
     Attributes:
-        receptions: times bytes were received.
         dropped_errors: commands that failed and wanted no reply.
         errors: error replies sent.
     """
 
-    __slots__ = ("dropped_errors", "errors", "receptions")
+    __slots__ = ("dropped_errors", "errors")
 
     def __init__(self) -> None:
-        self.receptions = 0
         self.dropped_errors = 0
         self.errors = 0
 
@@ -115,6 +94,7 @@ class Session:
         offer: what this server can take.
         agreement: what was negotiated; None until VERSION has been answered.
         statistics: counts.
+        turns: goes up with everything the session's thread begins; for the watchdog.
 
     Raises (from ``receive``, ``receive_blocking`` and ``flush``):
         ConnectionClosedError: the client is gone, or was sent away because of what it sent. ``close`` the session.
@@ -136,26 +116,19 @@ class Session:
         self.offer = OFFER
         self.agreement: Agreement | None = None
         self.statistics = SessionStatistics()
+        self.turns = 0
         #: The client takes no notice of errors and waits for a full reply: see ``commands.placeholder_reply``.
         self.ignores_errors = False
         self._channel = channel
         self._observer = observer
         self._strict = strict
-        self._frames = FrameBuffer(OFFER.max_data_xfer_size + _READ_SIZE)
+        self._frames = FrameBuffer(OFFER.max_data_xfer_size + ACCESS_MESSAGE.size)
         self._whole_buffer = [memoryview(self._frames.buffer)]
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._warnings = 0
         self._closed = False
-        regions = [device.region(index) for index in range(device.num_regions)]
-        # (size, read, write) by region index: what the message path needs, and nothing else. A region that refuses a
-        # direction has size 0 for it here, so that such an access takes the ordinary way to its errno.
-        self._readers = [(region.size if region.readable else 0, region.read) for region in regions]
-        self._writers = [(region.size if region.writable else 0, region.write) for region in regions]
-
-    @property
-    def turns(self) -> int:
-        """Goes up with everything the session's thread begins; for the watchdog."""
-        return self.statistics.receptions + self.device.loop.turns
+        #: Carries out what was received: until a version is agreed on, and with an observer, all of it ordinarily.
+        self._consume: Callable[[int], bool] = self.consume_ordinarily
 
     @property
     def thread_id(self) -> int | None:
@@ -192,24 +165,22 @@ class Session:
         The channel must be a socket with a receive timeout (SO_RCVTIMEO): when it passes, the loop is asked again. See
         the class for what it raises.
         """
-        frames = self._frames
         receive = self._channel.recvmsg_into
-        statistics = self.statistics
+        room = self._room()
+        whole = self._whole_buffer
         while loop.is_simple and not self._outbox:
             try:
-                count, ancdata, flags, _ = receive(
-                    self._room() if frames.end else self._whole_buffer, ANCILLARY_SIZE, RECEIVE_FLAGS
-                )
+                count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, RECEIVE_FLAGS)
             except BlockingIOError:
                 continue
             except OSError as exc:
                 raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
-            if ancdata or not count:
-                self._received(count, ancdata, flags)
+            if count and not ancdata:
+                self.turns += 1
+                room = whole if self._consume(count) else self._room()
             else:
-                statistics.receptions += 1
-                frames.end += count
-                self._consume()
+                self._received(count, ancdata, flags)
+                room = self._room()
 
     def flush(self) -> None:
         """Sends what waits, as far as the client reads it, and when all is sent goes on with what had come before."""
@@ -222,7 +193,7 @@ class Session:
                 self._outbox[0] = (view[sent:], ())
             else:
                 self._outbox.popleft()
-        self._consume()
+        self._consume(0)
 
     def close(self) -> None:
         """Closes the connection, and every descriptor that came over it and nobody took. Idempotent."""
@@ -236,138 +207,37 @@ class Session:
 
     def _room(self) -> list[memoryview]:
         """Where the next reception goes."""
-        return [memoryview(self._frames.buffer)[self._frames.end :]]
+        end = self._frames.end
+        return [self._whole_buffer[0][end:]] if end else self._whole_buffer
 
     def _received(self, count: int, ancdata: list[tuple[int, int, bytes]], flags: int) -> None:
-        self.statistics.receptions += 1
+        self.turns += 1
         try:
             fds = ancillary_fds(ancdata, flags)
             if not count:
                 close_fds(fds)
                 raise ConnectionClosedError("the client closed the connection")
-            self._frames.received(count, fds)
+            if fds:
+                self._frames.received(count, fds)
+                count = 0
         except FramingError as exc:
             self._send_away(self._frames.peek_header(), exc)
-        self._consume()
-
-    # The message path.
-
-    def _consume(self) -> None:
-        """Carries out every message that is whole, until the client must read first."""
-        frames = self._frames
-        if self.agreement is None or self._observer is not None or frames.has_fds:
-            while not self._outbox and self._consume_one():
-                pass
-            frames.compact()
-            return
-        buffer = frames.buffer
-        readers, writers = self._readers, self._writers
-        regions = len(readers)
-        send = self._channel.send
-        unpack = ACCESS_MESSAGE.unpack_from
-        unpack_write4 = INTEGER_ACCESS_MESSAGE[4].unpack_from
-        at, end = frames.start, frames.end
-        while True:
-            left = end - at
-            if left >= _WRITE4_SIZE:
-                message_id, command, size, flags, _, offset, index, count, value = unpack_write4(buffer, at)
-            elif left >= _READ_SIZE:
-                message_id, command, size, flags, _, offset, index, count = unpack(buffer, at)
-                value = 0
-            else:
-                count = 9
-                index = size = command = flags = offset = message_id = value = 0
-            reply: bytes | None = None
-            if count > 8 or index >= regions or size > left:
-                plain = False
-            elif command == _READ:
-                limit, read = readers[index]
-                pack = _PACK_READ_REPLY[count]
-                plain = pack is not None and size == _READ_SIZE and not flags and offset + count <= limit
-                if plain:
-                    try:
-                        reply = pack(  # type: ignore[misc]  # not None: plain
-                            message_id, _READ, _READ_SIZE + count, _REPLY, 0, offset, index, count, read(offset, count)
-                        )
-                    except Exception as exc:
-                        reply = self._failure(
-                            Header(message_id, command, size, flags, 0), exc, buffer[at + 16 : at + size]
-                        )
-            elif command == _WRITE:
-                limit, write = writers[index]
-                plain = size == _READ_SIZE + count and offset + count <= limit and flags in (0, _NO_REPLY)
-                if plain and count != 4:
-                    unpack_write = _UNPACK_WRITE[count]
-                    plain = unpack_write is not None
-                    if plain:
-                        value = unpack_write(buffer, at)[8]  # type: ignore[misc]  # not None: plain
-                if plain:
-                    try:
-                        write(offset, count, value)
-                        if not flags:
-                            reply = ACCESS_MESSAGE.pack(message_id, _WRITE, _READ_SIZE, _REPLY, 0, offset, index, count)
-                    except Exception as exc:
-                        reply = self._failure(
-                            Header(message_id, command, size, flags, 0), exc, buffer[at + 16 : at + size]
-                        )
-                    if flags and left > 2 * _WRITE4_SIZE:
-                        at = self._consume_posted_run(at + size, end)
-                        continue
-            else:
-                plain = False
-            if plain:
-                at += size
-                if reply is not None:
-                    try:
-                        sent = send(reply, SEND_FLAGS)
-                    except BlockingIOError:
-                        sent = 0
-                    except OSError as exc:
-                        raise ConnectionClosedError(f"the client is gone: {exc.strerror}") from exc
-                    if sent != len(reply):
-                        self._outbox.append((memoryview(reply)[sent:], ()))
-                        frames.start = at
-                        break
-                if at != end:
-                    continue
-                frames.start = frames.end = 0
-                return
-            frames.start = at
-            if self._outbox or not self._consume_one() or self._outbox:
-                break
-            at = frames.start
-        frames.compact()
-
-    def _consume_posted_run(self, at: int, end: int) -> int:
-        """Carries out the posted 4-byte writes that begin at ``at``, up to the first message that is none.
-
-        Returns:
-            Where that one begins.
-        """
-        writers = self._writers
-        regions = len(writers)
-        number = (end - at) // _WRITE4_SIZE
-        run = INTEGER_ACCESS_MESSAGE[4].iter_unpack(memoryview(self._frames.buffer)[at : at + number * _WRITE4_SIZE])
-        header = (0, 0, 0, 0, 0)
-        try:
-            for message_id, command, size, flags, _, offset, index, count, value in run:
-                if command != _WRITE or size != _WRITE4_SIZE or flags != _NO_REPLY or count != 4 or index >= regions:
-                    break
-                limit, write = writers[index]
-                if offset + 4 > limit:
-                    break
-                header = (message_id, command, size, flags, 0)
-                write(offset, 4, value)
-            else:
-                return at + number * _WRITE4_SIZE
-        except Exception as exc:
-            self._failure(Header(*header), exc, b"")
-            return at + (number - operator.length_hint(run)) * _WRITE4_SIZE
-        return at + (number - operator.length_hint(run) - 1) * _WRITE4_SIZE
+        if fds:
+            self.consume_ordinarily(0)
+        else:
+            self._consume(count)
 
     # The ordinary way.
 
-    def _consume_one(self) -> bool:
+    def consume_ordinarily(self, count: int) -> bool:
+        """Carries out every message that is whole, ``count`` bytes having come; see ``message_path``."""
+        self._frames.end += count
+        while not self._outbox and self.consume_one():
+            pass
+        self._frames.compact()
+        return not self._frames.end and not self._outbox
+
+    def consume_one(self) -> bool:
         """Carries out the next message, whatever it is.
 
         Returns:
@@ -409,7 +279,7 @@ class Session:
             message, reply_fds = error_reply(header.message_id, header.command, exc.errno_hint), ()
             self.statistics.errors += 1
         except Exception as exc:
-            failure = self._failure(header, exc, payload)
+            failure = self.failure(header, exc, payload)
             if failure is None:
                 return
             message, reply_fds = failure, ()
@@ -421,6 +291,13 @@ class Session:
             self._send(message, reply_fds)
         if fatal is not None:
             raise ConnectionClosedError(f"the client was sent away: {fatal}") from fatal
+
+    def agreed(self, agreement: Agreement) -> None:
+        """The version is negotiated: from now on, commands are carried out."""
+        self.agreement = agreement
+        if self._observer is None:
+            regions = [self.device.region(index) for index in range(self.device.num_regions)]
+            self._consume = message_path(self, self._frames, self._channel, regions)
 
     def _execute(self, header: Header, payload: bytes, fds: list[int]) -> Reply:
         """Checks what any command must be, and has it carried out."""
@@ -438,7 +315,7 @@ class Session:
             raise RemoteProtocolError(f"{command_name(header.command)} came without its payload")
         return command(self, payload, fds)
 
-    def _failure(self, header: Header, exc: Exception, payload: bytes | bytearray) -> bytes | None:
+    def failure(self, header: Header, exc: Exception, payload: bytes | bytearray) -> bytes | None:
         """Logs why a command failed, and returns the reply that says so, if one is wanted."""
         name = command_name(header.command)
         if isinstance(exc, ConnectionClosedError):
@@ -466,7 +343,11 @@ class Session:
         """Sends one whole message with one system call, or keeps what the client has no room for."""
         sent = 0 if self._outbox else send_some(self._channel, [message], fds)
         if sent < len(message):
-            self._outbox.append((memoryview(message)[sent:], () if sent else fds))
+            self.keep(message, sent, fds)
+
+    def keep(self, message: bytes, sent: int, fds: Sequence[int] = ()) -> None:
+        """Keeps what the client has no room for; it goes when it reads again."""
+        self._outbox.append((memoryview(message)[sent:], () if sent else fds))
 
     def _send_away(self, header: Header | None, exc: RemoteProtocolError) -> NoReturn:
         """Answers a message that cannot be read on from, and ends the session."""
