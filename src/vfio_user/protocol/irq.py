@@ -19,7 +19,8 @@ _SET = struct.Struct("<IIIII")
 
 _ONE_ACTION = (IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER)
 _ONE_DATA = (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD)
-_KNOWN = IrqSetFlags.DATA_MASK | IrqSetFlags.ACTION_TYPE_MASK
+#: An int on purpose: ``~`` of an IntFlag inverts its named bits alone, and every other would pass for known.
+_KNOWN = int(IrqSetFlags.DATA_MASK | IrqSetFlags.ACTION_TYPE_MASK)
 
 
 @dataclass(frozen=True, slots=True)
