@@ -18,6 +18,9 @@ __all__ = ["HEADER", "Header", "command_header", "command_name", "error_reply", 
 #: message id u16, command u16, message size u32, flags u32, error u32.
 HEADER = struct.Struct("<HHIII")
 
+#: The largest errno of Linux (MAX_ERRNO of linux/err.h).
+_MAX_ERRNO = 4095
+
 _TYPE_MASK = HeaderFlags.TYPE_MASK.value
 _REPLY = HeaderFlags.REPLY.value
 _ERROR_REPLY = (HeaderFlags.REPLY | HeaderFlags.ERROR).value
@@ -81,7 +84,9 @@ class Header(NamedTuple):
         if self.no_reply:
             parts.append("no_reply")
         if self.is_error:
-            parts.append(f"error={self.error} ({os.strerror(self.error)})")
+            # strerror takes a C int; what a peer sends may be none.
+            text = os.strerror(self.error) if self.error <= _MAX_ERRNO else "no errno"
+            parts.append(f"error={self.error} ({text})")
         return " ".join(parts)
 
 
@@ -110,6 +115,6 @@ def error_reply(message_id: int, command: int, error: int) -> bytes:
         LocalProtocolError: ``error`` is not in 1..4095. Zero would be taken for success: QEMU returns the field as the
             result of the operation.
     """
-    if not 1 <= error <= 4095:
+    if not 1 <= error <= _MAX_ERRNO:
         raise LocalProtocolError(f"an error reply cannot carry errno {error}: it must be 1 to 4095")
     return HEADER.pack(message_id, command, HEADER_SIZE, _ERROR_REPLY, error)
