@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from reprlib import repr as short_repr
 from typing import Any
 
 from vfio_user.errors import VersionError
@@ -47,30 +48,32 @@ class VersionMessage:
         minor: of the protocol.
         capabilities: the JSON object under ``capabilities``; None when the payload has no JSON, which means every
             default. Anything JSON can say may be in there: ``Capabilities.parse`` judges it.
+        payload_size: bytes of the payload this was decoded from; None for a message made here.
     """
 
     major: int
     minor: int
     capabilities: dict[str, Any] | None
+    payload_size: int | None = field(default=None, compare=False)
 
     @classmethod
     def decode(cls, payload: Bytes) -> VersionMessage:
         """Reads a payload.
 
         Raises:
-            VersionError: it is under 4 bytes; its text does not end in NUL, is not JSON, is not an object, or its
-                ``capabilities`` is not an object.
+            VersionError: it is under 4 bytes; its text does not end in NUL, is not JSON in UTF-8, is not an object, or
+                its ``capabilities`` is not an object.
         """
         if len(payload) < _NUMBERS.size:
             raise VersionError(f"VERSION: a payload of {len(payload)} bytes is shorter than the 4 it needs")
         major, minor = _NUMBERS.unpack_from(payload)
         text = bytes(payload[_NUMBERS.size :])
         if not text:
-            return cls(major, minor, None)
+            return cls(major, minor, None, len(payload))
         if not text.endswith(b"\0"):
             raise VersionError("VERSION: the JSON text does not end in a NUL byte")
         try:
-            document = json.loads(text[:-1])
+            document = json.loads(text[:-1].decode())
         except (ValueError, RecursionError) as exc:
             raise VersionError(f"VERSION: the text is not JSON: {exc}") from exc
         if not isinstance(document, dict):
@@ -78,7 +81,7 @@ class VersionMessage:
         capabilities = document.get("capabilities", {})
         if not isinstance(capabilities, dict):
             raise VersionError(f'VERSION: "capabilities" is a {type(capabilities).__name__}, not an object')
-        return cls(major, minor, capabilities)
+        return cls(major, minor, capabilities, len(payload))
 
     def encode(self) -> bytes:
         """Returns the payload."""
@@ -144,7 +147,7 @@ class Agreement:
     Attributes:
         minor: the version is 0.``minor``.
         client: what the client can take.
-        server: what the server can take, of what the client could understand.
+        server: what the server can take, of what the reply told the client.
     """
 
     minor: int
@@ -177,13 +180,14 @@ def answer(request: VersionMessage, offer: Capabilities) -> tuple[VersionMessage
     if client.write_multiple and offer.write_multiple:
         capabilities["write_multiple"] = True
     reply = VersionMessage(MAJOR, min(request.minor, MAX_MINOR), capabilities)
-    if (
-        request.capabilities is not None
-        and offer.max_data_xfer_size == DEFAULT_MAX_DATA_XFER_SIZE
-        and len(reply.encode()) > len(request.encode())
-    ):
-        del capabilities["max_data_xfer_size"]
-    return reply, Agreement(reply.minor, client, offer)
+    if request.capabilities is not None and offer.max_data_xfer_size == DEFAULT_MAX_DATA_XFER_SIZE:
+        # The size that came, not that of the request encoded anew: a text nested just deep enough to be decoded is too
+        # deep to be encoded from here.
+        room = len(request.encode()) if request.payload_size is None else request.payload_size
+        if len(reply.encode()) > room:
+            del capabilities["max_data_xfer_size"]
+    agreed = replace(offer, write_multiple="write_multiple" in capabilities, twin_socket=False, migration_pgsize=None)
+    return reply, Agreement(reply.minor, client, agreed)
 
 
 def _integer(
@@ -192,10 +196,10 @@ def _integer(
     """An integer member, within bounds."""
     value = found.get(key, default)
     if type(value) is not int:
-        raise VersionError(f"VERSION: {name or key} is {value!r}; it must be an integer")
+        raise VersionError(f"VERSION: {name or key} is {short_repr(value)}; it must be an integer")
     if (lowest is not None and value < lowest) or (highest is not None and value > highest):
         bounds = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-        raise VersionError(f"VERSION: {name or key} is {value}; it must be {bounds}")
+        raise VersionError(f"VERSION: {name or key} is {short_repr(value)}; it must be {bounds}")
     return value
 
 
@@ -203,7 +207,7 @@ def _boolean(found: dict[str, Any], key: str, name: str | None = None) -> bool:
     """A boolean member; absent is false."""
     value = found.get(key, False)
     if type(value) is not bool:
-        raise VersionError(f"VERSION: {name or key} is {value!r}; it must be true or false")
+        raise VersionError(f"VERSION: {name or key} is {short_repr(value)}; it must be true or false")
     return value
 
 
@@ -211,5 +215,5 @@ def _object(found: dict[str, Any], key: str) -> dict[str, Any] | None:
     """An object member; absent is None."""
     value = found.get(key)
     if key in found and not isinstance(value, dict):
-        raise VersionError(f"VERSION: {key} is {value!r}; it must be an object")
+        raise VersionError(f"VERSION: {key} is {short_repr(value)}; it must be an object")
     return value
