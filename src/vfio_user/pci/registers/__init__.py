@@ -5,6 +5,7 @@ The reference is ``docs/registers.md``.
 
 from vfio_user.pci.registers.block import Placement, RegisterBlock
 from vfio_user.pci.registers.declaration import MERGE, REJECT, SPLIT, AccessRule
+from vfio_user.pci.registers.description import Located, RegisterDescription, describe_access, locate, walk
 from vfio_user.pci.registers.fields import Field
 from vfio_user.pci.registers.hooks import (
     Hook,
@@ -52,6 +53,7 @@ from vfio_user.pci.registers.unmodelled import (
 )
 from vfio_user.pci.registers.values import BlockArray, RegisterArray, RegisterValue
 from vfio_user.pci.registers.views import Alias, RegisterFile
+from vfio_user.pci.registers.watchdog import Spin, SpinWatch
 
 __all__ = [
     "CONST",
@@ -87,21 +89,28 @@ __all__ = [
     "Hook",
     "HookKind",
     "Hooks",
+    "Located",
     "Placement",
     "ReadEffect",
     "Register",
     "RegisterArray",
     "RegisterBlock",
+    "RegisterDescription",
     "RegisterFile",
     "RegisterValue",
     "ResetKind",
+    "Spin",
+    "SpinWatch",
     "Unmodelled",
     "UnmodelledAccess",
     "UnmodelledAccesses",
     "WriteEffect",
     "after_read",
     "before_write",
+    "describe_access",
+    "locate",
     "on_change",
     "on_read",
     "on_write",
+    "walk",
 ]

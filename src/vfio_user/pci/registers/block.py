@@ -8,20 +8,25 @@ functions go straight to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from vfio_user.errors import RegisterDefinitionError
+from vfio_user.errors import InvalidAccess, RegisterDefinitionError
 from vfio_user.pci.registers._text import nearest
 from vfio_user.pci.registers.declaration import MERGE, SPLIT, AccessRule, Declaration
+from vfio_user.pci.registers.description import RegisterDescription, walk
 from vfio_user.pci.registers.hooks import Hook, arguments_wanted, check_hooks, class_hooks, find_target
 from vfio_user.pci.registers.layout import Layout
 from vfio_user.pci.registers.paths import BoundHook, Reader, Writer, make_reader, make_writer
+from vfio_user.pci.registers.pieces import Piece, cut
 from vfio_user.pci.registers.register import Register
 from vfio_user.pci.registers.reset import ResetKind
+from vfio_user.pci.registers.state import load_block, save_block
 from vfio_user.pci.registers.unmodelled import IGNORE, Unmodelled, UnmodelledAccesses
 from vfio_user.pci.registers.values import BlockArray
 from vfio_user.pci.registers.views import RegisterFile
+from vfio_user.pci.registers.watchdog import Spin, SpinWatch
 from vfio_user.regions import Region
 
 __all__ = ["Placement", "RegisterBlock"]
@@ -55,6 +60,8 @@ class RegisterBlock(Region):
         unmodelled_access: what becomes of accesses that meet no register. Of nested blocks, the outermost decides.
         state_version: raise it when the meaning of saved values changes; see ``upgrade_state``.
         unmodelled: those accesses, remembered.
+        path: the name of a block inside another, with a full stop at its end: ``channels[2].``.
+        placements: the regions that were placed in this one.
 
     Raises:
         ValueError: ``size`` is less than the registers need.
@@ -70,6 +77,9 @@ class RegisterBlock(Region):
     unaligned_access: ClassVar[AccessRule] = SPLIT
     unmodelled_access: ClassVar[Unmodelled] = IGNORE
     state_version: ClassVar[int] = 1
+    path: str = ""
+    unmodelled: UnmodelledAccesses
+    placements: list[Placement]
     _hooks_of_class: ClassVar[tuple[Hook, ...]] = ()
     _simple: ClassVar[dict[str, Register[Any]]] = {}
     _declared_size: ClassVar[int | None] = None
@@ -97,11 +107,11 @@ class RegisterBlock(Region):
             if size < layout.size:
                 raise ValueError(f"{type(self).__name__} needs {layout.size:#x} bytes, size={size:#x}")
             self.size = size
+        self._watch: SpinWatch | None = None
         self.unmodelled = UnmodelledAccesses(type(self).__name__, self.unmodelled_access)
-        self.path = ""
-        self.placements: list[Placement] = []
+        self.placements = []
         self._values: list[int] = list(layout.reset_plan(ResetKind.POWER_ON)[1])
-        self._readers: dict[int, Reader] = _Table(self, make_reader)
+        self._readers: dict[int, Reader] = _Table(self, RegisterBlock._make_reader)
         self._writers: dict[int, Writer] = _Table(self, make_writer)
         self._hooks: dict[str, list[BoundHook]] = {}
         self._outer: RegisterBlock | None = None
@@ -124,6 +134,10 @@ class RegisterBlock(Region):
     def write(self, offset: int, size: int, value: int) -> None:
         """Writes as a client does: policies, hooks and rules apply. See ``Region.write``."""
         self._writers[offset << 4 | size](value)
+
+    def _make_reader(self, offset: int, size: int) -> Reader:
+        reader = make_reader(self, offset, size)
+        return reader if self._watch is None else self._watch.wrap(offset, size, reader)
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
@@ -228,6 +242,70 @@ class RegisterBlock(Region):
         for placement in self.placements:
             if placement.block is not None:
                 yield placement.block
+
+    # -- watching and saving ---------------------------------------------------------------------------------------
+
+    def watch_spins(
+        self,
+        *,
+        reads: int = 1000,
+        within: float = 1.0,
+        report: Callable[[Spin], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> SpinWatch:
+        """Watches for a client that polls a register in vain; see ``SpinWatch`` for the arguments.
+
+        Returns:
+            The watch; ``spins`` of it are the spins at any moment.
+        """
+        self._watch = SpinWatch(self._show, reads=reads, within=within, report=report, clock=clock)
+        self._forget()
+        return self._watch
+
+    def stop_watching(self) -> None:
+        """Ends ``watch_spins``."""
+        self._watch = None
+        self._forget()
+
+    def _show(self, offset: int, size: int, value: int) -> tuple[str, str]:
+        pieces = [piece for piece in cut(self, offset, size, writing=False) if isinstance(piece, Piece)]
+        names = " and ".join(piece.name for piece in pieces) or "no register"
+        whole = len(pieces) == 1 and pieces[0].is_whole and pieces[0].block.byteorder == "little"
+        return names, pieces[0].register.format(value) if whole else f"{value:#x}"
+
+    def save_state(self) -> dict[str, Any]:
+        """What all registers hold, and those of the blocks inside: plain data, fit for JSON."""
+        return save_block(self)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts a saved state back. No hook runs.
+
+        Raises:
+            InvalidAccess: it is not a state of this block: another class, an unknown or missing name, a value that does
+                not fit, a version ``upgrade_state`` refuses. Nothing was changed.
+        """
+        load_block(self, state)
+
+    def upgrade_state(self, version: int, registers: dict[str, Any]) -> dict[str, Any]:
+        """Turns the registers of a state with another ``state_version`` into those of this one. Override it.
+
+        Args:
+            version: of the saved state.
+            registers: its values by name; a copy.
+
+        Raises:
+            InvalidAccess: that version cannot be read; always, unless overridden.
+        """
+        del registers
+        raise InvalidAccess(
+            f"saved state of {type(self).__name__}: version {version}, this class reads {self.state_version}; "
+            "override upgrade_state to read older ones"
+        )
+
+    @classmethod
+    def describe(cls) -> list[RegisterDescription]:
+        """Every register of this class and of the blocks in it, by offset, with what it is."""
+        return list(walk(cls))
 
     def __setattr__(self, name: str, value: Any) -> None:
         register = self._simple.get(name)

@@ -182,7 +182,7 @@ def arguments_wanted(hook: Hook, function: Callable[..., Any], target: Target, *
         least, most = max(least - 1, 0), max(most - 1, 0)
     indexes, values = target.indexes, hook.kind.values
     offered = [0, *range(len(indexes), len(indexes) + len(values) + 1)]
-    fitting = [count for count in offered if least <= count and (unlimited or count <= most)]
+    fitting: list[int] = [count for count in offered if least <= count and (unlimited or count <= most)]
     if not fitting:
         names = [f"{name} index" for name in indexes] + list(values)
         forms = " or ".join(f"({', '.join(names[:count])})" for count in dict.fromkeys(offered))

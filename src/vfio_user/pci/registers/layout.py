@@ -206,7 +206,7 @@ def _collect(owner: type, root: type) -> Iterator[tuple[str, Declaration]]:
         member = getattr(owner, attribute)
         if not isinstance(member, Declaration):
             continue  # the subclass took it out
-        if hasattr(root, attribute) or attribute.startswith("_"):
+        if hasattr(root, attribute) or attribute in root.__annotations__ or attribute.startswith("_"):
             raise member.error(
                 f"{attribute!r} is an attribute every RegisterBlock has: write {attribute.strip('_')}_ = ..., "
                 f"the register is still called {attribute.strip('_')!r}"
