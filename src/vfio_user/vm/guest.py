@@ -163,6 +163,22 @@ class Guest:
             raise GuestCommandError(command, result.returncode, result.stdout)
         return result
 
+    def wait_until(self, condition: str, *, timeout: float = 30.0) -> None:
+        """Waits until a shell command succeeds: a device node appears, a driver is bound.
+
+        Args:
+            condition: the command, tried every 5 ms of the guest's time.
+            timeout: seconds of the guest's time.
+
+        Raises:
+            VmTimeoutError: it did not succeed in time. The guest can be used on.
+        """
+        loop = f"until {{\n{condition}\n}} >/dev/null 2>&1; do usleep 5000; done"
+        command = f"timeout -s KILL {timeout:g} sh -c {shlex.quote(loop)}"
+        if self._run(command, b"", timeout + 30.0).returncode != 0:
+            console = self._machine.console.tail()
+            raise VmTimeoutError(f"{condition!r} did not succeed in {timeout:g} s; the console ends:\n{console}")
+
     def write_file(self, path: str, content: bytes | str, *, mode: int = 0o644, timeout: float = 60.0) -> None:
         """Makes a file in the guest, and the folders above it.
 

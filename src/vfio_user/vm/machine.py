@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import select
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from vfio_user.vm.console import Console
 from vfio_user.vm.failures import VmTimeoutError
 from vfio_user.vm.process import ChildProcess
 from vfio_user.vm.qemu import QemuCommand
+from vfio_user.vm.qmp_handshake import negotiate
 
 if TYPE_CHECKING:
     from vfio_user.vm.guest import Guest
@@ -124,7 +124,7 @@ class VirtualMachine:
         self._channel = Channel(channel_here)
         self._qmp_socket = qmp_here
         try:
-            self._wait_for_greeting(qmp_here, timeout)
+            self._wait_until_it_runs(qmp_here, timeout)
         except BaseException:
             self.stop()
             raise
@@ -307,17 +307,13 @@ class VirtualMachine:
             raise StateError("the machine was not launched: call launch() first")
         return self._process
 
-    def _wait_for_greeting(self, qmp: socket.socket, timeout: float) -> None:
-        """QEMU greets on QMP once its devices exist and its main loop runs; if it fails before, it closes QMP."""
-        poller = select.poll()
-        poller.register(qmp, select.POLLIN)
-        if not poller.poll(timeout * 1000):
-            raise VmTimeoutError(f"QEMU did not start in {timeout:g} s. The command was:\n{self._printable_command()}")
+    def _wait_until_it_runs(self, qmp: socket.socket, timeout: float) -> None:
         try:
-            greeted = bool(qmp.recv(1, socket.MSG_PEEK))
-        except OSError:
-            greeted = False
-        if not greeted:
+            runs = negotiate(qmp, timeout)
+        except TimeoutError:
+            command = self._printable_command()
+            raise VmTimeoutError(f"QEMU did not start in {timeout:g} s. The command was:\n{command}") from None
+        if not runs:
             raise self.ended_early("at its start")
 
     def _console_line(self, line: str) -> None:

@@ -30,7 +30,7 @@ class Qmp:
     Events are kept from the beginning of the connection, so one that comes before it is waited for is not lost.
 
     Args:
-        stream: a connected socket; owned from here on.
+        stream: a connection that `negotiate` has begun; owned from here on.
 
     Raises:
         VmUnavailableError: the package ``qemu.qmp`` is missing.
@@ -48,6 +48,7 @@ class Qmp:
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         self._loop = asyncio.new_event_loop()
         self._client: QMPClient = QMPClient("vfio-user")
+        self._client.await_greeting = self._client.negotiate = False  # that was done at the machine's start
         self._events: EventListener = EventListener()
         self._client.register_listener(self._events)
         self._passed_over: list[Mapping[str, Any]] = []
