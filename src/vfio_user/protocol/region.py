@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vfio_user.errors import RemoteProtocolError
+from vfio_user.errors import LocalProtocolError, RemoteProtocolError
 from vfio_user.protocol.constants import RegionCapability, RegionFlags
 from vfio_user.protocol.payload import Bytes, check_argsz, unpack_head
 
@@ -147,7 +147,7 @@ class RegionInfo:
 
         Raises:
             RemoteProtocolError: the payload is under 32 bytes, or its chain of capabilities runs out of it, does not
-                advance, or claims more areas than it holds.
+                advance, claims more areas than it holds, or lists areas twice.
         """
         argsz, flags, index, cap_offset, size, fd_offset = unpack_head(_INFO, payload, "DEVICE_GET_REGION_INFO reply")
         areas: list[MappableArea] = []
@@ -161,7 +161,10 @@ class RegionInfo:
                 )
             cap_id, _, following = _CAP_HEADER.unpack_from(payload, at)
             if cap_id == RegionCapability.SPARSE_MMAP:
-                areas += _decode_areas(payload, at, index)
+                # Capabilities may overlap, so a server could have one list of areas told a thousand times.
+                if areas:
+                    raise RemoteProtocolError(f"region {index}: it has two sparse mmap capabilities")
+                areas = _decode_areas(payload, at, index)
             elif cap_id == RegionCapability.TYPE:
                 if at + _CAP_HEADER.size + 8 > len(payload):
                     raise RemoteProtocolError(f"region {index}: its type capability is cut short")
@@ -250,7 +253,13 @@ class RegionWriteMulti:
         return cls(tuple(MultiWrite(*entry) for entry in entries))
 
     def encode(self) -> bytes:
-        """Returns the payload."""
+        """Returns the payload.
+
+        Raises:
+            LocalProtocolError: there are over 200.
+        """
+        if len(self.writes) > MAX_MULTI_WRITES:
+            raise LocalProtocolError(f"REGION_WRITE_MULTI: {len(self.writes)} writes; the limit is {MAX_MULTI_WRITES}")
         parts = [_MULTI_COUNT.pack(len(self.writes))]
         parts += [_MULTI_ENTRY.pack(write.offset, write.region, write.count, write.field) for write in self.writes]
         return b"".join(parts)
