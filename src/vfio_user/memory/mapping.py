@@ -209,6 +209,7 @@ class MmapMapping(DmaMapping):
 
     def release(self) -> None:
         """See ``DmaMapping.release``."""
+        del self.map  # whoever keeps this object must not keep the memory
         self.file.release()
 
 

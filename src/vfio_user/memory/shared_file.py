@@ -167,6 +167,7 @@ class MappedFile(SharedFile):
         # mmap object alive, and its deallocation unmaps.
         with contextlib.suppress(BufferError):
             self.map.close()
+        del self.map
 
 
 class FileHandle(SharedFile):
