@@ -11,10 +11,14 @@ Spec: PCI 3.0 6.1 ("reserved or unimplemented registers": writes are no-ops, rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import ParamSpec
 
 from vfio_user.regions import Region, aligned_accesses
 
 __all__ = ["CONVENTIONAL_SIZE", "EXPRESS_SIZE", "ConfigSpace"]
+
+P = ParamSpec("P")
 
 #: Bytes of the configuration space of a conventional PCI function; QEMU takes a function with that much for one.
 CONVENTIONAL_SIZE = 256
@@ -40,15 +44,15 @@ class ConfigSpace(Region):
         for start, part in self.parts:
             for word in range(start // 4, (start + part.size) // 4):
                 self._owners[word] = (part, start)
-        self._after: list[Callable[[], None]] = []
+        self._after: list[Callable[[], object]] = []
 
-    def call_after_access(self, function: Callable[[], None]) -> None:
-        """Runs ``function`` once the write in progress has reached every register it covers.
+    def call_after_access(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Calls ``function`` once the write in progress has reached every register it covers.
 
         What a write sets off as a whole - a function level reset, a change of power state - must not happen while the
         rest of that write is still on its way.
         """
-        self._after.append(function)
+        self._after.append(partial(function, *args, **kwargs))
 
     def read(self, offset: int, size: int) -> int:
         """See ``Region.read``: any size, any alignment, never an error."""
