@@ -114,6 +114,10 @@ class Dma(DmaTable):
             shift = mapping.shift
             return mapping.map[iova + shift : end + shift]
         pieces = self._pieces(iova, length, write=False)
+        mapping = self._read_hit
+        if mapping.iova <= iova <= end <= mapping.end:
+            shift = mapping.shift
+            return mapping.map[iova + shift : end + shift]
         data = bytearray(length)
         _gather(pieces, iova, memoryview(data))
         return bytes(data)
@@ -127,7 +131,11 @@ class Dma(DmaTable):
             DeviceError: see ``read``.
         """
         with memoryview(buffer) as whole, whole.cast("B") as target:
-            _gather(self._pieces(iova, len(target), write=False), iova, target)
+            mapping = self._read_hit
+            if mapping.iova <= iova and iova + len(target) <= mapping.end:
+                mapping.read_into(iova, target)
+            else:
+                _gather(self._pieces(iova, len(target), write=False), iova, target)
 
     def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """Writes all of ``data``, across as many mappings as it takes.

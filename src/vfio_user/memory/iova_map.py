@@ -69,8 +69,12 @@ class IovaMap(Generic[R]):
 
     def find(self, iova: int) -> R | None:
         """The range that contains ``iova``."""
-        found = self._floor(iova)
-        return found if found is not None and iova < found.end else None
+        index = bisect_right(self._firsts, iova) - 1  # _floor, written out: every access that misses comes here
+        if index < 0:
+            return None
+        block = self._blocks[index]
+        found = self._ranges[block[bisect_right(block, iova) - 1]]
+        return found if iova < found.end else None
 
     def overlap(self, start: int, end: int) -> R | None:
         """The lowest range that shares an address with ``[start, end)``, if any does."""
