@@ -26,10 +26,10 @@ def here(depth: int = 1) -> Location:
     return Location(frame.f_code.co_filename, frame.f_lineno)
 
 
-def nearest(wrong: str, names: Iterable[str]) -> str:
+def nearest(wrong: str, names: Iterable[str], *, alike: float = 0.6) -> str:
     """The end of a sentence: what the reader probably meant, or what there is to choose from."""
     choices = sorted(names)
-    matches = difflib.get_close_matches(wrong, choices, n=1)
+    matches = difflib.get_close_matches(wrong, choices, n=1, cutoff=alike)
     if matches:
         return f"did you mean {matches[0]!r}?"
     if not choices:

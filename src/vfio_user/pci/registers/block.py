@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from vfio_user.errors import InvalidAccess, RegisterDefinitionError
 from vfio_user.pci.registers._text import nearest
@@ -44,7 +44,16 @@ class Placement(NamedTuple):
         return f"{self.name} [{self.offset:#x}, {self.offset + self.region.size:#x})"
 
 
-class RegisterBlock(Region):
+class _Blocks(type):
+    """Makes blocks, and tells them when their ``__init__`` is over."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        block = super().__call__(*args, **kwargs)
+        block._complete = True
+        return block
+
+
+class RegisterBlock(Region, metaclass=_Blocks):
     """Subclass it and declare registers; see the module docstring and ``docs/registers.md``.
 
     Args:
@@ -80,6 +89,7 @@ class RegisterBlock(Region):
     path: str = ""
     unmodelled: UnmodelledAccesses
     placements: list[Placement]
+    _complete: bool = False
     _hooks_of_class: ClassVar[tuple[Hook, ...]] = ()
     _simple: ClassVar[dict[str, Register[Any]]] = {}
     _declared_size: ClassVar[int | None] = None
@@ -307,18 +317,23 @@ class RegisterBlock(Region):
         """Every register of this class and of the blocks in it, by offset, with what it is."""
         return list(walk(cls))
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        register = self._simple.get(name)
-        if register is not None and 0 <= value <= register.mask:
-            # What the descriptor would do, at a third of the cost: this is the line devices write most.
-            self._values[register.slot] = value if type(value) is int else int(value)
-            return
-        # A misspelt register must not become a Python attribute that nobody reads.
-        if name not in self.__dict__ and not hasattr(type(self), name) and not name.startswith("_"):
-            hint = nearest(name, type(self).layout.declarations)
-            if hint.startswith("did you mean"):
-                raise AttributeError(f"{type(self).__name__} has no register {name!r}: {hint}")
-        super().__setattr__(name, value)
+    if not TYPE_CHECKING:  # a type checker that sees it takes any attribute for a good one
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            register = self._simple.get(name)
+            if register is not None and 0 <= value <= register.mask:
+                # What the descriptor would do, at a third of the cost: this is the line devices write most.
+                self._values[register.slot] = value if type(value) is int else int(value)
+                return
+            if self._complete and name not in self.__dict__ and not hasattr(type(self), name):
+                # A misspelt register must not become a Python attribute that nobody reads.
+                hint = nearest(name, type(self).layout.declarations, alike=0.8)
+                if hint.startswith("did you mean"):
+                    kind = type(self).__name__
+                    raise AttributeError(
+                        f"{kind} has no register {name!r}: {hint} (A new attribute starts in __init__.)"
+                    )
+            super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.size:#x} bytes, {len(type(self).layout.declarations)} declarations>"

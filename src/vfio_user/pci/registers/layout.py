@@ -99,14 +99,17 @@ class Layout:
                 self.slots += item.elements
         for name, item in self.declarations.items():
             if isinstance(item, Alias):
+                if isinstance(item.target, Alias):
+                    raise item.error(
+                        f"its target {item.target.name!r} is an alias itself: name {item.target.target.name!r}"
+                    )
                 target = self.registers.get(item.target.name)
                 if target is None:
                     raise item.error(f"its target {item.target.name!r} is not a register of {self.owner.__name__}")
-                if item.slot not in (-1, target.slot):
-                    item = item.for_class()
-                    self.declarations[name] = item
-                    setattr(self.owner, item.attribute, item)
-                item.target, item.slot = target, target.slot
+                shown = item.showing(target)
+                if shown is not item:
+                    self.declarations[name] = shown
+                    setattr(self.owner, item.attribute, shown)
 
     def _find_selectors(self) -> Mapping[str, Selector]:
         found = {}

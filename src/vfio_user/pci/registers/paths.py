@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vfio_user.errors import InvalidAccess
 from vfio_user.pci.registers.fields import Field
 from vfio_user.pci.registers.hooks import Hook, HookKind
 from vfio_user.pci.registers.pieces import Gap, Piece, RegionPiece, cut, refusal, selected, selectors_of
@@ -84,7 +85,7 @@ def _make_static_reader(root: RegisterBlock, offset: int, size: int) -> Reader:
     pieces = cut(root, offset, size, writing=False)
     error = refusal(pieces, offset, size, "read")
     if error is not None:
-        return partial(_refuse, str(error), type(error))
+        return partial(_refuse, error)
     readers = [(_piece_reader(root, offset, piece), 8 * piece.at) for piece in pieces]
     if len(readers) == 1:
         return readers[0][0]
@@ -102,7 +103,7 @@ def _make_static_writer(root: RegisterBlock, offset: int, size: int) -> Writer:
     pieces = cut(root, offset, size, writing=True)
     error = refusal(pieces, offset, size, "write")
     if error is not None:
-        return partial(_refuse, str(error), type(error))
+        return partial(_refuse, error)
     writers = [(_piece_writer(root, offset, piece), 8 * piece.at, (1 << 8 * piece.size) - 1) for piece in pieces]
     if len(writers) == 1:
         return writers[0][0]
@@ -114,8 +115,8 @@ def _make_static_writer(root: RegisterBlock, offset: int, size: int) -> Writer:
     return write
 
 
-def _refuse(text: str, kind: Callable[[str], Exception], *_value: int) -> Any:
-    raise kind(text)
+def _refuse(text: str, *_value: int) -> Any:
+    raise InvalidAccess(text)
 
 
 def _piece_reader(root: RegisterBlock, offset: int, piece: Piece | RegionPiece | Gap) -> Reader:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vfio_user.errors import InvalidAccess
 from vfio_user.pci.registers.declaration import REJECT
 from vfio_user.pci.registers.layout import Selector
 from vfio_user.pci.registers.register import Register
@@ -168,8 +167,8 @@ def selectors_of(block: RegisterBlock, offset: int, size: int) -> list[tuple[Reg
     return list(found.values())
 
 
-def refusal(pieces: list[Piece | RegionPiece | Gap], offset: int, size: int, verb: str) -> InvalidAccess | None:
-    """The error an access gets by the rules of the blocks it touches; None if they allow it.
+def refusal(pieces: list[Piece | RegionPiece | Gap], offset: int, size: int, verb: str) -> str | None:
+    """Why the rules of the blocks it touches refuse an access; None if they allow it.
 
     Args:
         pieces: what ``cut`` made of it.
@@ -193,5 +192,5 @@ def refusal(pieces: list[Piece | RegionPiece | Gap], offset: int, size: int, ver
             rule = f"all {register.size} bytes must be accessed at once (partial access: REJECT)"
         else:
             continue
-        return InvalidAccess(f"{piece.name}: {verb} of {size} bytes at {offset:#x}: {rule}")
+        return f"{piece.name}: {verb} of {size} bytes at {offset:#x}: {rule}"
     return None

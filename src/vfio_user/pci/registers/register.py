@@ -296,8 +296,7 @@ class Register(Declaration, Generic[T_co]):
         """A copy for another class, which may keep it in another slot."""
         other = copy.copy(self)
         other._values = None
-        if self.target is self:
-            other.target = other
+        other.target = other
         return other
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, overload
 
@@ -32,9 +33,6 @@ class Alias(Register[T_co]):
         access: the policy of all its bits here; None keeps the register's own.
         doc: what the data sheet says.
         when: the bank it answers in.
-
-    Raises:
-        RegisterDefinitionError: ``target`` is an alias itself.
     """
 
     _kind = "alias"
@@ -48,22 +46,40 @@ class Alias(Register[T_co]):
         doc: str = "",
         when: Mapping[str, int | Collection[int]] | None = None,
     ) -> None:
-        self.__dict__.update(target.__dict__)
-        self.name = self.attribute = "?"
+        self._own_access = access
+        self._show(target)
         self.location = here()
-        if isinstance(target, Alias):
-            raise self.error(f"its target {target.name!r} is an alias itself: name {target.target.name!r}")
+        self.doc = doc
         stride = None if target.count is None else target.stride
         self._place(offset, target.size, target.count, stride, when or {})
-        self.doc = doc
+
+    def _show(self, target: Register[Any]) -> None:
+        """Takes over what a register is, but for its place and name."""
+        kept = {name: value for name, value in self.__dict__.items() if name in _OF_THE_ALIAS}
+        self.__dict__.update(target.__dict__)
+        self.name = self.attribute = "?"
+        self.second_name = ""
+        self.__dict__.update(kept)
         self.target = target
         self._values = None
-        if access is not None:
-            self.access = access
-            self.reserved = access
-            self._set_fields(tuple(field.with_access(access) for field in target.fields))
-            # The device's side of an alias is that of its register.
-            self._exact_store = target._exact_store
+        if self._own_access is not None:
+            self.access = self.reserved = self._own_access
+            self._set_fields(tuple(field.with_access(self._own_access) for field in target.fields))
+            self._exact_store = target._exact_store  # the device's side of an alias is that of its register
+
+    def showing(self, target: Register[Any]) -> Self:
+        """This alias for a class whose register of that name is ``target``."""
+        if self.target is target and self.slot in (-1, target.slot):
+            self.slot = target.slot
+            return self
+        other = copy.copy(self)
+        other._show(target)
+        return other
+
+
+#: What an alias does not take from the register it shows.
+_OF_THE_ALIAS = frozenset({"_own_access", "attribute", "count", "doc", "elements", "location", "name", "offset",
+                           "second_name", "size", "stride", "when"})  # fmt: skip
 
 
 class RegisterFile(Declaration, Generic[T_co]):
