@@ -15,6 +15,9 @@ __all__ = ["Address", "FdAddress", "UnixAddress", "parse_address"]
 #: Bytes of ``sun_path``, the terminating NUL included (``linux/un.h``).
 _SUN_PATH_SIZE = 108
 
+#: The largest descriptor there can be: a C int.
+_MAX_FD = 0x7FFF_FFFF
+
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
@@ -32,6 +35,8 @@ class UnixAddress:
     def __post_init__(self) -> None:
         """Refuses what could never be bound."""
         text = str(self.path)
+        if text == ".":  # what pathlib makes of an empty path
+            raise AddressError("the socket path is empty; write unix:PATH")
         size = len(text.encode("utf-8", "surrogateescape"))
         if "\0" in text:
             raise AddressError(f"the socket path {text!r} holds a NUL byte")
@@ -48,9 +53,21 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class FdAddress:
-    """A descriptor this process was started with: a listening socket, or a connection."""
+    """A descriptor this process was started with: a listening socket, or a connection.
+
+    Attributes:
+        fd: its number.
+
+    Raises:
+        AddressError: no descriptor has such a number.
+    """
 
     fd: int
+
+    def __post_init__(self) -> None:
+        """Refuses what could never be open."""
+        if not 0 <= self.fd <= _MAX_FD:
+            raise AddressError(f"descriptor {self.fd} cannot be: a descriptor has a number from 0 to {_MAX_FD}")
 
     def __str__(self) -> str:
         """The text ``parse_address`` reads."""
@@ -64,7 +81,8 @@ def parse_address(text: str | Path | Address) -> Address:
     """Reads an address.
 
     Args:
-        text: ``unix:PATH``, ``fd:N``, a path (anything with a slash in it, or without a colon), or an address already.
+        text: ``unix:PATH``, ``fd:N``, a path (anything with no colon, or with a slash before the first), or an
+            address already.
 
     Raises:
         AddressError: it is none of those.
@@ -81,7 +99,8 @@ def parse_address(text: str | Path | Address) -> Address:
     if scheme == "unix":
         return UnixAddress(Path(rest))
     if scheme == "fd":
-        if not (rest.isascii() and rest.isdigit()):
+        # Ten digits hold every descriptor; Python refuses to read a number of thousands.
+        if not (rest.isascii() and rest.isdigit() and len(rest) <= 10):
             raise AddressError(f"the address {text!r} names no descriptor; write fd:N with a number, as in fd:3")
         return FdAddress(int(rest))
     raise AddressError(f"the address {text!r} has the unknown scheme {scheme!r}; write unix:PATH or fd:N")
