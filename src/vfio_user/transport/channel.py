@@ -86,4 +86,4 @@ def send_some(channel: Channel, parts: Sequence[bytes | memoryview], fds: Sequen
     except BlockingIOError:
         return 0
     except OSError as exc:
-        raise ConnectionClosedError(f"the peer is gone: {exc.strerror}") from exc
+        raise ConnectionClosedError(f"the peer is gone: {exc.strerror or exc}") from exc

@@ -7,6 +7,7 @@ reception returns. As the kernel does, a reception ends with the message that ca
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from collections import deque
@@ -67,12 +68,15 @@ class MemoryChannel:
 
         Raises:
             BrokenPipeError: the other end is closed.
+            OSError: this end is closed.
         """
         self._check_open()
         if self._peer is None or self._peer._closed:
-            raise BrokenPipeError("the other end is closed")
+            raise BrokenPipeError(errno.EPIPE, "the other end is closed")
         data = b"".join(bytes(buffer) for buffer in buffers)
-        fds = [os.dup(fd) for _, _, numbers in ancdata for fd in numbers]
+        if not data:
+            return 0  # a stream has no empty segments, and descriptors travel with a byte or not at all
+        fds = [os.dup(fd) for _, _, numbers in ancdata for fd in array.array("i", bytes(numbers))]
         self._peer._incoming.append((data, fds))
         return len(data)
 
@@ -81,6 +85,7 @@ class MemoryChannel:
 
         Raises:
             BrokenPipeError: the other end is closed.
+            OSError: this end is closed.
         """
         return self.sendmsg([data])
 
@@ -98,7 +103,7 @@ class MemoryChannel:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise OSError("this end is closed")
+            raise OSError(errno.EBADF, "this end is closed")
 
 
 def memory_pair() -> tuple[MemoryChannel, MemoryChannel]:
