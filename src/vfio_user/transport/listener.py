@@ -12,6 +12,7 @@ import grp
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,10 @@ __all__ = ["FdListener", "Listener", "UnixListener", "listen"]
 
 #: Clients that may wait while one is served. libvfio-user allows none; one lets a client that reconnects at once in.
 _BACKLOG = 1
+
+#: Seconds to wait for the lock on a directory. Ours is held for a moment; another's (somebody's ``flock DIR ...``,
+#: which may even be what started us) may be held for ever, and must not stop us.
+_LOCK_PATIENCE = 1.0
 
 
 class Listener(Protocol):
@@ -73,7 +78,10 @@ class UnixListener:
         self.path = address.path
         self.exhausted = False
         self._identity: tuple[int, int] | None = None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as exc:
+            raise ConnectError(f"cannot make a socket to listen on {self.path}: {exc.strerror}") from exc
         try:
             with _locked(self.path.parent):
                 _remove_stale(self.path)
@@ -94,17 +102,7 @@ class UnixListener:
 
     def accept(self) -> Channel | None:
         """See ``Listener.accept``."""
-        try:
-            connection, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-        except OSError as exc:
-            # Out of descriptors or memory: the client waits, and may be luckier later.
-            if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                return None
-            raise
-        connection.setblocking(True)
-        return connection
+        return None if self.exhausted else _accept(self._socket)
 
     def fileno(self) -> int:
         """See ``Listener.fileno``."""
@@ -153,12 +151,7 @@ class FdListener:
         if not self._listening:
             connection, self._socket = self._socket, None
             return connection
-        try:
-            accepted, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-        accepted.setblocking(True)
-        return accepted
+        return _accept(self._socket)
 
     def fileno(self) -> int:
         """See ``Listener.fileno``."""
@@ -171,6 +164,21 @@ class FdListener:
             self._socket = None
 
 
+def _accept(listening: socket.socket) -> socket.socket | None:
+    """The next connection of a non-blocking socket, itself blocking; None if none can be had now."""
+    try:
+        connection, _ = listening.accept()
+    except (BlockingIOError, ConnectionAbortedError):
+        return None
+    except OSError as exc:
+        # Out of descriptors or memory: the client waits, and may be luckier later.
+        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            return None
+        raise
+    connection.setblocking(True)
+    return connection
+
+
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keeps other servers from looking for a stale file in that directory while we replace one.
@@ -179,10 +187,23 @@ def _locked(directory: Path) -> Iterator[None]:
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _LOCK_PATIENCE
+        while not _try_lock(fd) and time.monotonic() < deadline:
+            time.sleep(0.01)
         yield
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    """Locks a file unless another has; a file system without locks has nothing to wait for."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _remove_stale(path: Path) -> None:
@@ -203,6 +224,8 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return
+        except FileNotFoundError:
+            return  # its server has just removed it
         except BlockingIOError:
             pass  # its queue of waiting clients is full: very much alive
     raise ConnectError(f"{path} is in use: a server listens on it. Stop that one, or choose another path")
