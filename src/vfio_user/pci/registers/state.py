@@ -90,7 +90,9 @@ def _check(block: RegisterBlock, state: object, plan: list[tuple[RegisterBlock, 
             plan.append((block, register.slot + index, value))
     inner = _inner(block)
     saved_inner = state.get("blocks", {})
-    if not isinstance(saved_inner, dict) or saved_inner.keys() != inner.keys():
+    if not isinstance(saved_inner, dict):
+        raise InvalidAccess(f"{where}: its blocks are no mapping of names to states")
+    if saved_inner.keys() != inner.keys():
         raise InvalidAccess(f"{where}: it has the blocks {sorted(saved_inner)}, not {sorted(inner)}")
     for inner_name, blocks in inner.items():
         states = saved_inner[inner_name]
