@@ -89,7 +89,7 @@ class AnyCapability(ConfigRegisters):
         """Remembers the arguments: a device makes its own copy from them."""
         self = super().__new__(cls)
         self._arguments = args, kwargs
-        self.location = here()
+        self.location = here(2)  # past the metaclass of blocks
         return self
 
     def __init__(self, *, at: int | None = None, size: int | None = None) -> None:
