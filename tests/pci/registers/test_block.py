@@ -408,6 +408,9 @@ def test_paths_of_blocks_in_blocks() -> None:
     assert outer.blocks[0].timer.path == "outer.blocks[0].timer."
     assert outer.placements[0].block is not None
     assert outer.placements[0].block.path == "outer.late."
+    above = RegisterBlock(size=0x2000)
+    above.place(0x1000, top, "top")
+    assert outer.placements[0].block.path == "top.outer.late."
     top.write(0x100 + 0x68 + 0x40, 4, 1)
     assert outer.blocks[1].timers[0].control == 1
 

@@ -82,6 +82,13 @@ def test_a_register_value_has_its_fields_as_attributes() -> None:
     assert type(block._values[0]) is int
 
 
+def test_a_register_of_the_class_knows_its_fields() -> None:
+    assert Block.control.field("speed").bits == "7:4"
+    assert [field.name for field in Block.control.bits] == ["enable", "speed", "mode", "count"]
+    with pytest.raises(KeyError):
+        Block.control.field("enabel")
+
+
 def test_a_register_value_is_what_it_was_when_it_was_read() -> None:
     block = Block()
     before = block.control

@@ -413,7 +413,8 @@ def test_the_bindings_of_an_override_are_those_of_its_own_signature() -> None:
     block.bind(hooks, owner)
     block.write(0x0, 4, 3)
     assert owner.told == (3, 0)
-    for attempt in (lambda: hooks.check(Block, Wrong), lambda: Block().bind(hooks, Wrong())):
+    attempts: list[Callable[[], None]] = [lambda: hooks.check(Block, Wrong), lambda: Block().bind(hooks, Wrong())]
+    for attempt in attempts:
         with pytest.raises(
             RegisterDefinitionError, match=r"takes 3 arguments after self; write \(\) or \(new\) or \(new, old\)"
         ):
@@ -490,19 +491,31 @@ def test_a_handler_is_a_method() -> None:
         hooks.check(Block, Device)
 
 
-def test_a_builtin_without_a_signature_is_given_the_value() -> None:
+def test_a_callable_without_a_signature_is_given_the_value() -> None:
     hooks = Hooks()
 
     class Device:
-        def __init__(self) -> None:
-            self.told: list[int] = []
-
-        @hooks.on_write("liveness")
-        def note(self, new: int) -> None: ...
+        @hooks.on_read("liveness")
+        def answer(self, *, unused: int = 0, **others: int) -> int:
+            return unused
 
     device = Device()
-    setattr(device, "note", device.told.append)  # noqa: B010
+    setattr(device, "answer", bool)  # noqa: B010 - a type: no signature to be had from it
     block = Block()
     block.bind(hooks, device)
-    block.write(0x0, 4, 3)
-    assert device.told == [3]
+    block.liveness = 7
+    assert block.read(0x0, 4) == 1
+
+
+def test_something_else_of_that_name_in_the_owner_is_left_to_bind() -> None:
+    hooks = Hooks()
+
+    class Device:
+        @hooks.on_write("liveness")
+        def handler(self, new: int) -> None: ...
+
+    class Derived(Device):
+        handler = property(lambda self: lambda new: None)
+
+    hooks.check(Block, Derived)
+    Block().bind(hooks, Derived())

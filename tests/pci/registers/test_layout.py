@@ -338,3 +338,20 @@ def test_an_alias_follows_the_register_a_subclass_puts_in_its_place() -> None:
     assert (str(base.mask_set), str(derived.mask_set)) == ("0x3 (old=1)", "0x3 (new=1)")
     assert Base.layout.registers["mask"] is Base.mask_set.target
     assert Derived.layout.registers["mask"] is Derived.mask_set.target
+
+
+def test_banks_of_inner_and_of_placed_blocks_are_seen_from_outside() -> None:
+    class Outer(RegisterBlock):
+        uarts = RegisterFile(Uart, 0x0, count=2, stride=8)
+
+    outer = Outer(size=0x100)
+    placed = Uart()
+    outer.place(0x80, placed, "placed")
+    for uart, base in ((outer.uarts[1], 0x8), (placed, 0x80)):
+        outer.write(base, 1, 0x11)
+        outer.write(base + 3, 1, 0x80)
+        outer.write(base, 1, 0x22)
+        assert (outer.read(base, 1), uart.thr, uart.dll) == (0x22, 0x11, 0x22)
+        uart.lcr.dlab = 0
+        assert outer.read(base, 1) == 0
+    assert outer.uarts[0].dll == 0

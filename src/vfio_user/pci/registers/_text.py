@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -28,6 +27,8 @@ def here(depth: int = 1) -> Location:
 
 def nearest(wrong: str, names: Iterable[str], *, alike: float = 0.6) -> str:
     """The end of a sentence: what the reader probably meant, or what there is to choose from."""
+    import difflib  # for messages alone
+
     choices = sorted(names)
     matches = difflib.get_close_matches(wrong, choices, n=1, cutoff=alike)
     if matches:

@@ -228,9 +228,7 @@ def _register_writer(piece: Piece) -> Writer:
     plain = register.combined.is_plain and piece.is_whole
     if not before and not changes:
         if not after:
-            if plain:
-                return partial(values.__setitem__, slot)
-            return lambda value: values.__setitem__(slot, apply(values[slot], value) & kept)
+            return _store(values, slot) if plain else _store_by(apply, values, slot, kept)
         bound, action = after[0]
         if plain and len(after) == 1 and bound.field is None:
 
@@ -261,6 +259,20 @@ def _register_writer(piece: Piece) -> Writer:
             mask, shift = _bits(piece, bound)
             if (new ^ old) & mask:
                 action((new & mask) >> shift, (old & mask) >> shift)
+
+    return write
+
+
+def _store(values: list[int], slot: int) -> Writer:
+    def write(value: int) -> None:
+        values[slot] = value
+
+    return write
+
+
+def _store_by(apply: Callable[[int, int], int], values: list[int], slot: int, kept: int) -> Writer:
+    def write(value: int) -> None:
+        values[slot] = apply(values[slot], value) & kept
 
     return write
 

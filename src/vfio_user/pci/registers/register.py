@@ -208,14 +208,6 @@ class Register(Declaration, Generic[T_co]):
         """Its fields, lowest bit first."""
         return sorted(self.fields, key=lambda field: field.lsb)
 
-    def field(self, name: str) -> Field:
-        """The field of that name.
-
-        Raises:
-            KeyError: there is none.
-        """
-        return self.fields_by_name[name]
-
     def format(self, value: int) -> str:
         """``value`` in hex with its fields: ``0x81 (computing=1 raise_irq=1)``."""
         text = f"{int(value):#x}"
@@ -226,6 +218,14 @@ class Register(Declaration, Generic[T_co]):
             number = int(field.extract(value))
             parts.append(f"{field.name}={field.values.get(number, f'{number:#x}' if number > 9 else number)}")
         return f"{text} ({' '.join(parts)})"
+
+    def field(self, name: str) -> Field:
+        """The field of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self.fields_by_name[name]
 
     # -- the device's side ---------------------------------------------------------------------------------------
 
