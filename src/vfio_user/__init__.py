@@ -1,0 +1,81 @@
+"""PCI devices in Python: for unmodified QEMU guests, and for pytest.
+
+This module has what a device author needs; everything is found in its own package, too:
+
+==============  =========================================================================
+``server``      ``PciDevice``, and what serves it to a client
+``pci``         registers, BARs, capabilities, configuration space
+``memory``      the client's memory: DMA
+``interrupts``  eventfds, masks, levels
+``protocol``    the messages
+``transport``   the sockets
+``devices``     devices that come with the package
+``vm``          QEMU, kernels and guests
+==============  =========================================================================
+
+Importing any of it pulls in the standard library alone.
+"""
+
+from vfio_user._version import __version__
+from vfio_user.errors import DeviceError, VfioUserError
+from vfio_user.pci import (
+    RC,
+    RO,
+    RW,
+    RW1C,
+    RW1S,
+    W1P,
+    WO,
+    Field,
+    IoBar,
+    MemoryBar,
+    Msi,
+    MsiX,
+    PciExpress,
+    PowerManagement,
+    Register,
+    RegisterBlock,
+    RegisterFile,
+    ResetKind,
+    on_change,
+    on_read,
+    on_write,
+)
+from vfio_user.regions import CallbackRegion, MemoryRegion, Region
+from vfio_user.server.device import Device
+from vfio_user.server.pci_device import PciDevice
+from vfio_user.server.server import Server, run_servers
+
+__all__ = [
+    "RC",
+    "RO",
+    "RW",
+    "RW1C",
+    "RW1S",
+    "W1P",
+    "WO",
+    "CallbackRegion",
+    "Device",
+    "DeviceError",
+    "Field",
+    "IoBar",
+    "MemoryBar",
+    "MemoryRegion",
+    "Msi",
+    "MsiX",
+    "PciDevice",
+    "PciExpress",
+    "PowerManagement",
+    "Region",
+    "Register",
+    "RegisterBlock",
+    "RegisterFile",
+    "ResetKind",
+    "Server",
+    "VfioUserError",
+    "__version__",
+    "on_change",
+    "on_read",
+    "on_write",
+    "run_servers",
+]

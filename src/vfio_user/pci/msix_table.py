@@ -101,17 +101,21 @@ class MsiXPendingBits(Region):
 
     Args:
         vectors: bits in use.
+
+    Attributes:
+        source: gives the pending bits, where somebody else keeps them; None while ``set`` does.
     """
 
     def __init__(self, vectors: int) -> None:
         self.size = -(-vectors // 64) * 8
         self.vectors = vectors
+        self.source: Callable[[], int] | None = None
         self._bits = 0
 
     @property
     def bits(self) -> int:
         """Every pending bit; bit i is vector i."""
-        return self._bits
+        return self._bits if self.source is None else self.source()
 
     def set(self, vector: int, pending: bool) -> None:
         """Sets or clears the pending bit of one vector.
@@ -132,11 +136,11 @@ class MsiXPendingBits(Region):
 
     def read(self, offset: int, size: int) -> int:
         """See ``Region.read``."""
-        return self._bits >> offset * 8 & (1 << size * 8) - 1
+        return self.bits >> offset * 8 & (1 << size * 8) - 1
 
     def read_bytes(self, offset: int, count: int) -> bytes:
         """See ``Region.read_bytes``."""
-        return (self._bits >> offset * 8 & (1 << count * 8) - 1).to_bytes(count, "little")
+        return (self.bits >> offset * 8 & (1 << count * 8) - 1).to_bytes(count, "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Does nothing: "software must not write" the PBA, and hardware drops what does."""
