@@ -1,0 +1,171 @@
+"""The shape of the house: imports point down only, the core needs the standard library alone, every module is tested.
+
+``LAYERS`` is the whole truth about who may know whom. When the code teaches something better, change the table, the
+code and the documentation together.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from tests.support.source import PACKAGE, SRC, TESTS, imports, modules
+
+EVERYTHING_ELSE = "errors protocol regions memory interrupts pci hardware transport server client devices drivers trace"
+
+#: Layer -> what else of the package it may import; its own modules always. A name means the module or package and all
+#: in it; the longest name that fits decides, so ``pci.registers`` is stricter than ``pci``.
+LAYERS = {
+    # The parts of a device: they know nothing of messages (only their numbers), and nothing of sockets.
+    "errors": "",
+    "protocol": "errors",
+    "regions": "errors",
+    "memory": "errors protocol.constants",
+    "interrupts": "errors protocol.constants",
+    "pci.registers": "errors regions",
+    "pci": "errors regions protocol.constants",
+    "hardware": "errors regions protocol.constants pci.registers",
+    # What moves the bytes; and the two ends of a connection, which never know each other.
+    "transport": "errors protocol",
+    "server": "errors protocol regions memory interrupts pci transport",
+    "client": "errors protocol regions memory interrupts pci transport hardware",
+    # What is made of them.
+    "devices": "errors protocol.constants regions memory interrupts pci hardware server",
+    "drivers": "errors protocol.constants regions memory pci hardware client",
+    "trace": "errors protocol regions pci hardware transport server client",
+    "vm": "errors transport",
+    "testing": f"{EVERYTHING_ELSE} vm",
+    # What users type, and what they import.
+    "cli": f"{EVERYTHING_ELSE} vm _version",
+    "__main__": "cli",
+    "_version": "",
+    "": f"{EVERYTHING_ELSE} _version",
+}
+
+#: What a device in production runs on.
+CORE = ["errors", "protocol", "regions", "memory", "interrupts", "pci", "transport", "server"]
+
+#: Test files still being written, as patterns of their future names; the run prints which of them are missing.
+TESTS_TO_COME = [
+    "cli/*",
+    "devices/*",
+    "hardware/*",
+    "pci/*",
+    "server/*",
+    "testing/*",
+    "trace/*",
+    "vm/*",
+]
+
+#: Folders of tests that mirror no package: of the helpers, of what lies outside the package, of whole systems.
+FOLDERS_OF_THEIR_OWN = {"support", "tools", "examples", "bench", "docs", "guest", "interop"}
+
+MODULES = modules()
+
+
+def inside(full_name: str) -> str:
+    """``vfio_user.pci.rom`` -> ``pci.rom``; the package itself is nameless."""
+    return full_name.removeprefix("vfio_user").removeprefix(".")
+
+
+def is_within(module: str, name: str) -> bool:
+    """The module is that one, or in that package."""
+    return module == name or module.startswith(f"{name}.")
+
+
+def layer_of(module: str) -> str:
+    """The longest name of ``LAYERS`` a module falls under; the package itself is the nameless one."""
+    fitting = [layer for layer in LAYERS if layer and is_within(module, layer)]
+    assert fitting or not module, f"vfio_user.{module} is in no layer: enter it in LAYERS"
+    return max(fitting, key=len, default="")
+
+
+@pytest.mark.parametrize("module", [inside(name) for name in MODULES])
+def test_imports_point_down(module: str) -> None:
+    layer = layer_of(module)
+    allowed = LAYERS[layer].split()
+    wrong = []
+    for line, full_name in imports(MODULES[f"vfio_user.{module}".rstrip(".")], set(MODULES)):
+        if not is_within(full_name, "vfio_user"):
+            continue
+        imported = inside(full_name)
+        own = imported != "" and is_within(imported, layer) if layer else imported == ""
+        if not own and not any(is_within(imported, name) for name in allowed):
+            wrong.append(f"line {line} imports {full_name}")
+    assert not wrong, f"vfio_user.{module} may import its own layer ({layer}) and {allowed}, but {'; '.join(wrong)}"
+
+
+def test_every_layer_a_layer_may_know_exists_in_the_table() -> None:
+    for allowed in LAYERS.values():
+        for name in allowed.split():
+            layer_of(name)
+
+
+def test_no_layer_knows_one_that_knows_it() -> None:
+    below: dict[str, set[str]] = {layer: {layer_of(name) for name in LAYERS[layer].split()} for layer in LAYERS}
+
+    def reaches(layer: str, target: str) -> bool:
+        return any(name == target or reaches(name, target) for name in below[layer])
+
+    # A package and its stricter part (pci, pci.registers) point from the one to the other only.
+    assert [layer for layer in LAYERS if reaches(layer, layer)] == []
+
+
+def test_the_core_runs_on_the_standard_library_alone() -> None:
+    core = [name for name in MODULES if any(is_within(name, f"vfio_user.{layer}") for layer in CORE)]
+    program = (
+        "import importlib, json, sys\n"
+        f"sys.path.insert(0, {str(SRC)!r})\n"
+        f"for name in {core!r}: importlib.import_module(name)\n"
+        "print(json.dumps(sorted(sys.modules)))\n"
+    )
+    # -I and -S: no site-packages, no environment, as if nothing at all were installed.
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded: list[str] = json.loads(done.stdout)
+    assert set(core) <= set(loaded)
+    foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"vfio_user", "__main__"}
+    assert foreign == set()
+    above = {layer_of(inside(name)) for name in loaded if is_within(name, "vfio_user")} - {*CORE, "pci.registers"}
+    assert above <= {"", "_version"}
+
+
+def test_only_what_is_declared_is_imported_from_outside() -> None:
+    # The machine protocol is an extra of vfio_user.vm; who uses vfio_user.testing runs it under pytest.
+    allowed = {"vfio_user.vm": {"qemu"}, "vfio_user.testing": {"pytest"}}
+    for name, path in MODULES.items():
+        for line, imported in imports(path, set(MODULES)):
+            top = imported.partition(".")[0]
+            if top != "vfio_user" and top not in sys.stdlib_module_names:
+                extras = set().union(*(tops for layer, tops in allowed.items() if is_within(name, layer)))
+                assert top in extras, (
+                    f"{path}:{line} imports {imported}, which pyproject.toml does not declare for {name}"
+                )
+
+
+# Every module has its test file, and every folder of tests its package.
+
+
+def mirrored(path: Path) -> str:
+    """``src/vfio_user/pci/rom.py`` -> ``pci/test_rom.py``."""
+    relative = path.relative_to(PACKAGE)
+    return (relative.parent / f"test_{relative.name}").as_posix()
+
+
+def test_every_module_has_its_test_file() -> None:
+    # A private module is tested through those that use it; what a package offers, by test_exports.
+    public = [path for name, path in MODULES.items() if path.name != "__init__.py" and "._" not in name]
+    missing = [mirrored(path) for path in public if not (TESTS / mirrored(path)).exists()]
+    to_come = [name for name in missing if any(fnmatch(name, pattern) for pattern in TESTS_TO_COME)]
+    print("tests to come:", *to_come or ["none"], sep="\n  ")
+    assert [name for name in missing if name not in to_come] == []
+
+
+def test_every_folder_of_tests_has_its_package() -> None:
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    mirrors = [folder for folder in folders if folder.parts and folder.parts[0] not in FOLDERS_OF_THEIR_OWN]
+    assert [folder for folder in mirrors if not (PACKAGE / folder).is_dir()] == []
