@@ -12,7 +12,6 @@ Servers may share an ``EventLoop``: then one thread serves all their devices.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import signal
@@ -139,6 +138,8 @@ class Server:
 
     async def serve_async(self) -> None:
         """Serves in the running asyncio loop, until cancelled or until no client can come any more; then closes."""
+        import asyncio  # half of what starting a server would take
+
         outer = asyncio.get_running_loop()
         turn = asyncio.Event()
         outer.add_reader(self.fileno(), turn.set)
