@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vfio_user.protocol.constants import IrqIndex, RegionIndex
 from vfio_user.regions import Region
 
 if TYPE_CHECKING:
+    from vfio_user.pci.registers import RegisterBlock
     from vfio_user.server.device import Device
 
-__all__ = ["DeviceNames", "RegionNames", "irq_name", "region_name"]
+__all__ = ["DeviceNames", "RegionNames", "irq_name", "region_name", "register_blocks"]
 
 
 def region_name(index: int) -> str:
@@ -72,21 +74,34 @@ class DeviceNames(RegionNames):
         return ", ".join(each.show(value) for each in locate(type(found), at, size, writing=writing))
 
 
+def register_blocks(region: Region) -> Iterator[RegisterBlock]:
+    """The register blocks a region is, or is made of."""
+    from vfio_user.pci.registers import RegisterBlock
+
+    if isinstance(region, RegisterBlock):
+        yield region
+    for _, part in _parts(region):
+        yield from register_blocks(part)
+
+
 def _innermost(region: Region, offset: int, size: int) -> tuple[Region, int]:
     """The part of a composed region that holds the whole access, and the offset in it."""
+    for start, part in reversed(_parts(region)):
+        if start <= offset and offset + size <= start + part.size:
+            return _innermost(part, offset - start, size)
+    return region, offset
+
+
+def _parts(region: Region) -> list[tuple[int, Region]]:
+    """What a composed region is made of: offset and region, those on top last."""
     from vfio_user.pci.config_space import ConfigSpace
     from vfio_user.pci.overlay import OverlayRegion
     from vfio_user.pci.registers import RegisterBlock
 
     if isinstance(region, ConfigSpace):
-        parts = region.parts
-    elif isinstance(region, OverlayRegion):
-        parts = [(0, region.base), *((start, part) for start, _, part in region.parts)]
-    elif isinstance(region, RegisterBlock):
-        parts = [(placed.offset, placed.region) for placed in region.placements]
-    else:
-        return region, offset
-    for start, part in reversed(parts):
-        if start <= offset and offset + size <= start + part.size:
-            return _innermost(part, offset - start, size)
-    return region, offset
+        return list(region.parts)
+    if isinstance(region, OverlayRegion):
+        return [(0, region.base), *((start, part) for start, _, part in region.parts)]
+    if isinstance(region, RegisterBlock):
+        return [(placed.offset, placed.region) for placed in region.placements]
+    return []

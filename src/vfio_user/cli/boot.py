@@ -1,0 +1,222 @@
+"""``vfio-user boot``: devices, QEMU and a small Linux in one command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from vfio_user.cli.common import NamedDevice, add_verbose, make_named_device, start_log
+from vfio_user.cli.output import complain
+from vfio_user.cli.plugged import linux_modules, plugged_in
+from vfio_user.devices.options import convert
+from vfio_user.errors import VmUnavailableError
+from vfio_user.vm.architecture import ARCHITECTURES, Architecture
+from vfio_user.vm.cache import Cache
+from vfio_user.vm.failures import VmTimeoutError
+from vfio_user.vm.guestkit import GuestKit
+from vfio_user.vm.initramfs import build_initramfs
+from vfio_user.vm.machine import VirtualMachine
+from vfio_user.vm.progress import Progress
+from vfio_user.vm.qemu import QemuCommand
+from vfio_user.vm.qemu_kit import ensure_qemu
+from vfio_user.vm.qemu_version import MINIMUM_VERSION, Qemu, inspect_qemu
+
+__all__ = ["add_arguments", "run"]
+
+_MACHINES = {"pc": "x86_64", "q35": "x86_64", "virt": "aarch64"}
+
+#: Seconds a guest has to power off after the first Ctrl-C.
+_SHUTDOWN_TIMEOUT = 10.0
+
+#: Where the guest finds the script of --init-script.
+_SCRIPT = "root/init-script"
+
+_EPILOG = """\
+The command runs as root, in busybox's shell, once the drivers are loaded; its
+exit status is this command's. Without one there is a shell, until you leave it;
+Ctrl-A x ends QEMU at once.
+
+examples:
+  vfio-user boot --device edu -- lspci
+  vfio-user boot --device my_device.py:Nic,queues=4 --module e1000e -v
+  vfio-user boot --device edu --kernel ~/linux/vmlinux -- 'dmesg | tail'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of ``boot``."""
+    parser.usage = "vfio-user boot [--device DEVICE[,NAME=VALUE...]]... [options] [-- COMMAND...]"
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--device",
+        dest="devices",
+        action="append",
+        type=_device,
+        default=[],
+        metavar="DEVICE[,NAME=VALUE...]",
+        help="a device to plug in, with its options; may be repeated (a comma in a value is written twice)",
+    )
+    parser.add_argument("--init-script", type=Path, metavar="FILE", help="a script to run instead of COMMAND")
+    parser.add_argument(
+        "--module", dest="modules", action="append", default=[], metavar="NAME", help="a kernel module to load"
+    )
+    parser.add_argument(
+        "--package", dest="packages", action="append", default=[], metavar="NAME", help="programs to add to the guest"
+    )
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument(
+        "--machine", choices=tuple(_MACHINES), help="QEMU's machine (default q35, or virt for aarch64)"
+    )
+    machine.add_argument("--arch", choices=tuple(ARCHITECTURES), help="the guest's architecture (default x86_64)")
+    machine.add_argument("--memory", type=_size, default="256M", metavar="SIZE", help="its memory (default 256M)")
+    machine.add_argument("--qemu", type=Path, metavar="PATH", help="the QEMU to use")
+    machine.add_argument("--kernel", type=Path, metavar="FILE", help="a kernel of your own")
+    machine.add_argument("--initrd", type=Path, metavar="FILE", help="an initial file system of your own")
+    machine.add_argument("--append", default="", metavar="OPTIONS", help="more options for the kernel")
+    machine.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after that long (default never)")
+    add_verbose(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Boots, and returns the guest's exit status."""
+    architecture, machine = _machine(arguments)
+    main = _main(arguments)
+    if main is None and arguments.initrd is None and not sys.stdin.isatty():
+        raise VmUnavailableError("there is no terminal for a shell: give a command after --, or --init-script FILE")
+    devices = [make_named_device(text, settings) for text, settings in arguments.devices]
+    start_log(arguments.verbose)
+    signal.signal(signal.SIGTERM, _terminated)
+    qemu, kernel, initrd = _parts(arguments, architecture, devices, main or "/bin/sh")
+    with plugged_in(devices, verbose=arguments.verbose, firmware=machine != "virt") as plugs:
+        command = QemuCommand(
+            qemu.path,
+            machine=machine,
+            memory=arguments.memory,
+            kernel=kernel,
+            initrd=initrd,
+            append=(arguments.append,) if arguments.append else (),
+            devices=tuple(plugs),
+        )
+        print(command, end="\n\n", file=sys.stderr, flush=True)
+        return _run_machine(command, terminal=main is None and sys.stdin.isatty(), timeout=arguments.timeout)
+
+
+def _run_machine(command: QemuCommand, *, terminal: bool, timeout: float | None) -> int:
+    with VirtualMachine(command, on_console_line=_print_line, terminal=terminal) as machine:
+        try:
+            code = machine.wait(timeout)
+        except KeyboardInterrupt:
+            _take_down(machine)
+            return 130
+        if machine.panic is not None:
+            complain(f"the guest's kernel panicked: {machine.panic}")
+            return 1
+        if code != 0:
+            raise machine.ended_early("before its guest powered off")
+        return machine.guest_status or 0
+
+
+def _take_down(machine: VirtualMachine) -> None:
+    """Asks the guest to power off; a second Ctrl-C, or a guest that does not listen, ends QEMU."""
+    complain("powering the guest off; Ctrl-C again to end QEMU at once")
+    try:
+        with contextlib.suppress(VmTimeoutError):
+            machine.guest.wait_ready(timeout=0.2)
+        machine.shutdown(_SHUTDOWN_TIMEOUT)
+    except KeyboardInterrupt:
+        machine.stop(timeout=1.0)
+
+
+def _terminated(_signal: int, _frame: object) -> NoReturn:
+    """SIGTERM: leave through every ``with``, so that QEMU, sockets and folders go."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _print_line(line: str) -> None:
+    # On the console's thread: a reader of ours that went away must not stop it, or the guest would.
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
+def _machine(arguments: argparse.Namespace) -> tuple[Architecture, str]:
+    """The guest's architecture, and QEMU's machine."""
+    if arguments.machine is None:
+        architecture = ARCHITECTURES[arguments.arch or "x86_64"]
+        return architecture, architecture.machine
+    architecture = ARCHITECTURES[_MACHINES[arguments.machine]]
+    if arguments.arch not in (None, architecture.name):
+        raise VmUnavailableError(
+            f"machine {arguments.machine} is of {architecture.name}, not {arguments.arch}: leave one of them out"
+        )
+    return architecture, arguments.machine
+
+
+def _main(arguments: argparse.Namespace) -> str | None:
+    """The shell command the guest runs; None for a shell."""
+    if arguments.init_script is not None:
+        return f"/{_SCRIPT}"
+    words: list[str] = arguments.rest
+    if not words:
+        return None
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def _parts(
+    arguments: argparse.Namespace, architecture: Architecture, devices: list[NamedDevice], main: str
+) -> tuple[Qemu, Path, Path]:
+    """QEMU, kernel and initrd: those named, and for the rest those of the guest kit."""
+    qemu = _usable(inspect_qemu(arguments.qemu)) if arguments.qemu is not None else None
+    for file in (arguments.kernel, arguments.initrd, arguments.init_script):
+        if file is not None and not file.is_file():
+            raise VmUnavailableError(f"there is no file {file}")
+    if arguments.kernel is not None and arguments.initrd is not None:
+        return qemu or ensure_qemu(architecture, Cache(), Progress()), arguments.kernel, arguments.initrd
+    kit = GuestKit.provision(architecture.name)
+    initrd = arguments.initrd
+    if initrd is None:
+        # Our modules fit our kernel only; another one must have its drivers built in.
+        modules = [] if arguments.kernel else [*linux_modules(devices), *arguments.modules]
+        files = {_SCRIPT: _script(arguments.init_script)} if arguments.init_script else {}
+        initrd = build_initramfs(kit, load=modules, packages=arguments.packages, files=files, main=main)
+    return qemu or kit.qemu, arguments.kernel or kit.kernel, initrd
+
+
+def _script(path: Path) -> bytes:
+    """The script, which the guest can run whether or not it says by what."""
+    content = path.read_bytes()
+    return content if content.startswith(b"#!") else b"#!/bin/sh\n" + content
+
+
+def _usable(qemu: Qemu) -> Qemu:
+    if not qemu.is_usable:
+        raise VmUnavailableError(
+            f"{qemu.path} is QEMU {qemu.version}, which {qemu.shortcoming}: name another one (>= {MINIMUM_VERSION}), "
+            f"or leave --qemu out and let one be found or fetched"
+        )
+    return qemu
+
+
+def _device(text: str) -> tuple[str, dict[str, str]]:
+    """Reads ``DEVICE[,NAME=VALUE...]``; two commas are one comma of a value, as in QEMU."""
+    name, *words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise argparse.ArgumentTypeError(f"{word!r} of {text!r} is not of the form name=value")
+        settings[key] = value
+    return name, settings
+
+
+def _size(text: str) -> int:
+    try:
+        size: int = convert(text, int)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: {exc}") from exc
+    # QEMU reads a bare number as mebibytes; so do people who know it.
+    return size << 20 if text.isdigit() else size

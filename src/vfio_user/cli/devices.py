@@ -1,0 +1,104 @@
+"""``vfio-user devices``: what can be served by name, with PCI ids and options."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from dataclasses import dataclass
+
+from vfio_user.cli.common import pci_id
+from vfio_user.cli.output import Style, columns, wrap
+from vfio_user.devices.options import DeviceOption, device_options
+from vfio_user.devices.registry import DeviceEntry, known_devices
+from vfio_user.errors import VfioUserError
+
+__all__ = ["add_arguments", "run"]
+
+_INDENT = "    "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of ``devices``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """One line of the list, and what is below it."""
+
+    entry: DeviceEntry
+    pci_id: str = ""
+    summary: str = ""
+    options: tuple[DeviceOption, ...] = ()
+    linux_modules: tuple[str, ...] = ()
+    error: str = ""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the list."""
+    listed = [_look_at(entry) for entry in known_devices()]
+    if arguments.json:
+        print(json.dumps([_as_json(each) for each in listed], indent=2))
+    else:
+        style = Style()
+        print("\n\n".join("\n".join(_as_text(each, style)) for each in listed))
+        print(f"\n{style.dim('serve one with: vfio-user serve NAME --set OPTION=VALUE')}")
+    return 0
+
+
+def _look_at(entry: DeviceEntry) -> _Listed:
+    """Imports a device and describes it; one that cannot be imported does not hide the others."""
+    try:
+        cls = entry.load()
+        options = tuple(device_options(cls))
+    except VfioUserError as exc:
+        return _Listed(entry, error=str(exc))
+    doc = inspect.getdoc(cls) or ""
+    modules = tuple(getattr(cls, "linux_modules", ()))
+    return _Listed(entry, pci_id(cls), doc.partition("\n\n")[0].replace("\n", " "), options, modules)
+
+
+def _as_text(each: _Listed, style: Style) -> list[str]:
+    heading = style.bold(each.entry.name)
+    if each.pci_id:
+        heading += f"  {each.pci_id}"
+    if each.entry.distribution not in ("", "vfio-user"):
+        heading += f"  (from {each.entry.distribution})"
+    if each.error:
+        return [heading, style.bad(wrap(f"cannot be loaded: {each.error}", _INDENT))]
+    lines = [heading]
+    if each.summary:
+        lines.append(wrap(each.summary, _INDENT))
+    if each.linux_modules:
+        lines.append(wrap(f"Linux driver: {', '.join(each.linux_modules)}", _INDENT))
+    rows = [
+        (option.name, option.type_text, "required" if option.required else f"default {option.default_text}")
+        for option in each.options
+    ]
+    return lines + columns(rows, _INDENT)
+
+
+def _as_json(each: _Listed) -> dict[str, object]:
+    about: dict[str, object] = {
+        "name": each.entry.name,
+        "class": each.entry.place,
+        "distribution": each.entry.distribution,
+    }
+    if each.error:
+        return {**about, "error": each.error}
+    return {
+        **about,
+        "pci_id": each.pci_id or None,
+        "summary": each.summary,
+        "linux_modules": list(each.linux_modules),
+        "options": [
+            {
+                "name": option.name,
+                "type": option.type_text,
+                "required": option.required,
+                "default": None if option.required else option.default_text,
+            }
+            for option in each.options
+        ],
+    }
