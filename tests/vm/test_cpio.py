@@ -14,7 +14,7 @@ from vfio_user.vm.cpio import CpioArchive
 _NAMES = st.from_regex(r"[a-z]{1,4}(/[a-z]{1,4}){0,2}", fullmatch=True)
 
 
-def _read(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
+def read_cpio(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
     """An independent reader: name -> (mode, content, device). Fails on anything the kernel would not take."""
     entries: dict[str, tuple[int, bytes, tuple[int, int]]] = {}
     offset = 0
@@ -50,7 +50,7 @@ def test_each_kind_of_entry() -> None:
     archive.file("init", b"#!/bin/sh\n", 0o755)
     archive.link("bin/sh", "busybox")
     archive.folder("proc")
-    assert _read(archive.to_bytes()) == {
+    assert read_cpio(archive.to_bytes()) == {
         "bin": (stat.S_IFDIR | 0o755, b"", (0, 0)),
         "bin/sh": (stat.S_IFLNK | 0o777, b"busybox", (0, 0)),
         "dev": (stat.S_IFDIR | 0o755, b"", (0, 0)),
@@ -67,7 +67,7 @@ def test_files_come_back(files: dict[str, bytes]) -> None:
     archive = CpioArchive()
     for name, data in files.items():
         archive.file(name, data)
-    back = {name: data for name, (mode, data, _) in _read(archive.to_bytes()).items() if stat.S_ISREG(mode)}
+    back = {name: data for name, (mode, data, _) in read_cpio(archive.to_bytes()).items() if stat.S_ISREG(mode)}
     assert back == files
 
 
@@ -87,7 +87,7 @@ def test_later_file_replaces_and_folder_stays() -> None:
     archive.file("etc/a", b"1")
     archive.file("/etc//./a", b"2", 0o600)
     archive.folder("etc", 0o700)
-    entries = _read(archive.to_bytes())
+    entries = read_cpio(archive.to_bytes())
     assert entries["etc/a"] == (stat.S_IFREG | 0o600, b"2", (0, 0))
     assert entries["etc"][0] == stat.S_IFDIR | 0o755
     assert "etc/a" in archive

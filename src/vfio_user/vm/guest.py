@@ -277,11 +277,17 @@ class Guest:
         self._send_only("reboot -f")
         self.wait_ready(timeout)
 
-    def power_off_nowait(self) -> None:
-        """Tells the guest to power off, and does not wait for it. A guest that does not obey is left alone."""
-        if self._is_ready and not self._stuck_in:
-            with suppress(ChannelClosedError):  # it was faster
-                self._send_only("poweroff -f")
+    def power_off_nowait(self) -> bool:
+        """Tells the guest to power off, and does not wait for it.
+
+        Returns:
+            Whether it was told: a guest that is still booting, or does not obey any more, is left alone.
+        """
+        if not self._is_ready or self._stuck_in:
+            return False
+        with suppress(ChannelClosedError):  # it was faster
+            self._send_only("poweroff -f")
+        return True
 
     def expect_reset(self) -> None:
         """Says that the machine is being reset from outside (QMP): `wait_ready` then waits for the next boot."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VirtualMachine"]
 
+#: Seconds a QEMU that has closed its sockets may take to end.
+_END_TIMEOUT = 5.0
+
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 _PANIC_IS_OVER = "end Kernel panic"
 
@@ -157,8 +160,7 @@ class VirtualMachine:
             QEMU's exit status.
         """
         process = self._launched()
-        if self._exit_code is None and self._guest is not None and process.exit_code is None:
-            self._guest.power_off_nowait()
+        if self.is_running and self._guest is not None and self._guest.power_off_nowait():
             process.wait(timeout)
         return self.stop()
 
@@ -288,6 +290,8 @@ class VirtualMachine:
         Args:
             when: the end of the sentence "QEMU ended ...".
         """
+        # Its sockets close a moment before it has ended: let it say its own status.
+        self._launched().wait(_END_TIMEOUT)
         code = self.stop()
         reason = f": guest panic: {self.panic}" if self.panic else f" (status {code})"
         output = self.qemu_output.strip()
@@ -340,7 +344,7 @@ class VirtualMachine:
         """Frees everything but what was learned."""
         assert self._console is not None
         assert self._channel is not None
-        self._console.join(timeout=5.0)  # QEMU is gone: what it wrote is on its way, and then the end
+        self._console.join(_END_TIMEOUT)  # QEMU is gone: what it wrote is on its way, and then the end
         self._console.close()
         self._channel.last_mark(b"exit")  # takes over what is still on its way
         self._channel.close()

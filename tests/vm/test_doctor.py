@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vfio_user.vm import doctor
+from vfio_user.vm.doctor import Finding, examine
+
+
+def test_everything_is_looked_at() -> None:
+    findings = examine()
+    names = [finding.name for finding in findings]
+    assert names == [
+        "Python",
+        "QEMU",
+        "KVM",
+        "guest kernel",
+        "Debian packages",
+        "cache",
+        "memfd",
+        "/dev/shm",
+        "memory",
+        "C compiler",
+        "qemu.qmp",
+    ]
+    assert all(finding.remedy for finding in findings if finding.status != "ok")
+    assert not any(finding.remedy for finding in findings if finding.status == "ok")
+    assert findings[0] == Finding("Python", "ok", ".".join(map(str, sys.version_info[:3])))
+
+
+def _qemu(folder: Path, version: str, devices: str) -> None:
+    path = folder / "qemu-system-x86_64"
+    path.write_text(f"#!/bin/sh\ncase $1 in --version) echo '{version}';; *) echo '{devices}';; esac\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "status", "detail"),
+    [
+        ("QEMU emulator version 10.1.0", 'name "vfio-user-pci"', "ok", "10.1.0 with vfio-user-pci ("),
+        ("QEMU emulator version 10.1.0", 'name "vfio-pci"', "warn", "built without the device vfio-user-pci"),
+        ("QEMU emulator version 7.2.0", "", "warn", "is older than 10.1.0"),
+        ("hello", "", "warn", "does not answer like QEMU"),
+    ],
+)
+def test_qemu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, devices: str, status: str, detail: str
+) -> None:
+    _qemu(tmp_path, version, devices)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    finding = next(finding for finding in examine() if finding.name == "QEMU")
+    assert finding.status == status
+    assert detail in finding.detail
+
+
+def test_nothing_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    findings = {finding.name: finding for finding in examine()}
+    assert findings["QEMU"].detail == "qemu-system-x86_64 is not on the PATH"
+    assert findings["C compiler"] == Finding(
+        "C compiler", "warn", "none", "apt install gcc libc6-dev, to compile C programs for guests"
+    )
+    assert "apt-get, apt-cache, dpkg-deb" in findings["Debian packages"].detail
+
+
+def test_kvm_is_never_taken_for_proven(tmp_path: Path) -> None:
+    assert doctor._kvm(tmp_path / "kvm").detail == f"there is no {tmp_path}/kvm"
+    (tmp_path / "kvm").touch()
+    assert doctor._kvm(tmp_path / "kvm").detail.startswith(f"{tmp_path}/kvm does not answer")
+    (tmp_path / "folder").mkdir()
+    assert doctor._kvm(tmp_path / "folder").detail.endswith("cannot be opened: Is a directory")
+    assert doctor._kvm().status == "warn"
+
+
+def test_memory(tmp_path: Path) -> None:
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal:  999999 kB\nMemAvailable:   1000000 kB\n")
+    assert doctor._memory(file) == Finding("memory", "ok", "1.0 GB available")
+    file.write_text("MemAvailable:   100000 kB\n")
+    assert doctor._memory(file).status == "warn"
+    assert doctor._memory(file).remedy == "free 400 MB for a guest of 256 MB"
+    assert doctor._memory(tmp_path / "nothing").detail.endswith("does not tell")
+
+
+def test_shared_memory(tmp_path: Path) -> None:
+    assert doctor._shared_memory(tmp_path / "nothing").status == "warn"
+    assert doctor._shared_memory(tmp_path).name == str(tmp_path)
+
+
+def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VFIO_USER_CACHE", str(tmp_path / "not/made"))
+    assert doctor._cache().detail.startswith(f"{tmp_path}/not/made, ")
+    assert not (tmp_path / "not").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert doctor._cache() == Finding(
+        "cache", "missing", f"{tmp_path} cannot be written", "set VFIO_USER_CACHE to a folder that can"
+    )
+
+
+def test_kernel_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VFIO_USER_CACHE", str(tmp_path))
+    monkeypatch.setattr(doctor, "find_host_kernel", lambda: None)
+    assert doctor._guest_kernel().status == "warn"
+    (tmp_path / "guest-x86_64-0123").mkdir()
+    (tmp_path / "guest-x86_64-0123/kernel").touch()
+    assert doctor._guest_kernel() == Finding("guest kernel", "ok", f"in the cache, {tmp_path}")
+
+
+def test_qmp_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert doctor._qmp().remedy == "pip install 'vfio-user[vm]', for hot-plug and reset"
