@@ -251,13 +251,13 @@ class PciExpress(Capability):
                 shown = f"0 to {choices[-1]}" if isinstance(choices, range) else ", ".join(map(str, choices))
                 raise DefinitionError(f"{self.label}: {what}={value}; the register can say {shown}")
         self.port_type = PortType(port_type)
-        self._flr = flr
+        self._has_flr = flr
         self._payload = _PAYLOADS.index(max_payload)
         self._speed = LINK_SPEEDS.index(link_speed) + 1
         self._width = link_width
-        self._extended_tags = extended_tags
+        self._has_extended_tags = extended_tags
         self._aspm = aspm
-        self._ltr = ltr
+        self._has_ltr = ltr
         self._atomic_completer = atomic_completer
         self._interrupt_message = interrupt_message
 
@@ -272,9 +272,9 @@ class PciExpress(Capability):
         self.capabilities.port_type = self.port_type
         self.capabilities.interrupt_message = self._interrupt_message
         self.device_capabilities.max_payload = self._payload
-        self.device_capabilities.extended_tags = self._extended_tags
-        self.device_capabilities.flr = self._flr
-        self.device_capabilities_2.ltr = self._ltr
+        self.device_capabilities.extended_tags = self._has_extended_tags
+        self.device_capabilities.flr = self._has_flr
+        self.device_capabilities_2.ltr = self._has_ltr
         self.device_capabilities_2.atomic_completer_32 = self._atomic_completer
         self.device_capabilities_2.atomic_completer_64 = self._atomic_completer
         if self.has_link:
@@ -302,19 +302,18 @@ class PciExpress(Capability):
         setattr(self.device_status, severity, 1)
         return bool(getattr(self.device_control, f"{severity}_enable"))
 
-    @before_write("device_control")
-    def _device_control_bits(self, value: int, old: int) -> int:
-        field = type(self).device_control.field
-        if field("max_payload").extract(value) > self._payload:
-            # More than the device can take is undefined; keeping the old value keeps the register true.
-            value = field("max_payload").insert(value, field("max_payload").extract(old))
-        if not self._extended_tags:
-            value = field("extended_tags").insert(value, 0)
-        return value
+    @before_write("device_control.max_payload")
+    def _limit_payload(self, value: int, old: int) -> int:
+        # More than the device can take is undefined; keeping the old value keeps the register true.
+        return value if value <= self._payload else old
+
+    @before_write("device_control.extended_tags")
+    def _extended_tags_bit(self, value: int) -> int:
+        return value if self._has_extended_tags else 0
 
     @before_write("device_control_2.ltr")
     def _ltr_bit(self, value: int) -> int:
-        return value if self._ltr else 0
+        return value if self._has_ltr else 0
 
     @before_write("link_control")
     @before_write("link_control_2")
@@ -323,7 +322,7 @@ class PciExpress(Capability):
 
     @on_write("device_control.initiate_flr")
     def _initiate_flr(self, value: int) -> None:
-        if value and self._flr:
+        if value and self._has_flr:
             self.host.config.call_after_access(self._reset_function)
 
     def _reset_function(self) -> None:
