@@ -284,6 +284,15 @@ class TestMessages:
         assign(interrupts, index, [line])
         assert line.taken() == 0
 
+    @pytest.mark.parametrize("index", [ERR, REQ])
+    def test_only_messages_are_pending(self, interrupts: Interrupts, lines: Lines, index: IrqIndex) -> None:
+        interrupts.set_irqs(index, EVENTFD | TRIGGER, 0, 1)
+        assert not interrupts.trigger(index)
+        assert interrupts.pending(index) == 0
+        (line,) = lines()
+        assign(interrupts, index, [line])
+        assert line.taken() == 0
+
     def test_pending_until_there_is_an_eventfd(self, interrupts: Interrupts, lines: Lines) -> None:
         interrupts.set_irqs(MSIX, EVENTFD | TRIGGER, 0, 1)  # how QEMU puts MSI-X to use
         assert not interrupts.trigger(MSIX, 19)

@@ -44,6 +44,19 @@ def test_a_report_leaves_other_pages_alone() -> None:
     assert pages_of(log.report(0, 1 << 20, 4096)) == set(range(8)) | set(range(16, 256))
 
 
+def test_a_report_across_chunks_that_begins_inside_a_byte() -> None:
+    log = DirtyLog(4096)
+    log.mark(4090 << 12, 10 << 12)
+    assert pages_of(log.report(4083 << 12, 40 << 12, 4096)) == set(range(7, 17))
+
+
+def test_what_was_reported_costs_nothing() -> None:
+    log = DirtyLog(4096)
+    log.mark(0, 1 << 30)
+    log.report(0, 1 << 30, 4096)
+    assert log._chunks == {}
+
+
 def test_a_logged_page_reaching_out_of_the_range_stays_dirty() -> None:
     log = DirtyLog(65536)
     log.mark(0, 1)

@@ -161,11 +161,15 @@ def test_no_bus_master_no_access(dma: Dma, access: Callable[[Dma, int, int], obj
 def test_permissions(dma: Dma, access: Callable[[Dma, int, int], object], length: int) -> None:
     writes = access in (ACCESSES[2], ACCESSES[4], ACCESSES[6], ACCESSES[8])
     allowed, forbidden = (0x15000, 0x14000) if writes else (0x14000, 0x15000)
+    if writes:
+        dma.read(forbidden, 1)  # what the other direction found must not open the way
+    else:
+        dma.write(forbidden, b"x")
     for _ in range(2):  # the second time finds the mapping at once
-        access(dma, allowed, length)
         if length:
             with pytest.raises(DmaAccess, match=f"does not allow {'writing' if writes else 'reading'}"):
                 access(dma, forbidden, length)
+        access(dma, allowed, length)
 
 
 @pytest.mark.parametrize("access", [ACCESSES[0], ACCESSES[3], ACCESSES[4], ACCESSES[5]])
@@ -230,6 +234,8 @@ class TestWords:
             dma.write(0x10000, b"\0")
         with pytest.raises(ValueError, match=r"fit|format"):
             getattr(dma, f"write_u{8 * size}")(0x10000, 1 << 8 * size if value == "too large" else value)
+        with pytest.raises(ValueError, match="does not fit"):
+            getattr(dma, f"write_u{8 * size}")(0x13FFF, 1 << 8 * size if value == "too large" else value)
         assert dma.read(0x10000, 8) == bytes(8)
 
     def test_the_last_word_of_a_mapping(self, dma: Dma) -> None:
@@ -247,6 +253,20 @@ class TestWords:
             with pytest.raises(DmaNotMapped):
                 call()
         assert dma.read_u64(0x20FF8) == 5
+
+    def test_an_aligned_word_beyond_the_end_of_an_odd_mapping(self) -> None:
+        dma = Dma()
+        dma.map(0, 14, RW, 0, memfd(1))
+        dma.write(0, dma.read(0, 14))
+        for call in (
+            partial(dma.read_u32, 12),
+            partial(dma.write_u32, 12, 1),
+            partial(dma.read_u64, 8),
+            partial(dma.write_u64, 8, 1),
+        ):
+            with pytest.raises(DmaNotMapped):
+                call()
+        dma.clear()
 
     def test_alignment_is_that_of_the_file(self) -> None:
         dma = Dma()

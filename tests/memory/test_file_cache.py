@@ -156,8 +156,10 @@ def test_file_io_shares_one_descriptor() -> None:
 def test_mmap_failures_carry_their_errno(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     cache = FileCache()
     fd = memfd(1)
+    attempts = []
 
     def refuse(*args: object, **kwargs: object) -> None:
+        attempts.append(args)
         raise OSError(number, "refused")
 
     monkeypatch.setattr(mmap, "mmap", refuse)
@@ -165,6 +167,7 @@ def test_mmap_failures_carry_their_errno(monkeypatch: pytest.MonkeyPatch, number
         map_slice(cache, fd, 0, PAGE)
     assert caught.value.errno == number
     assert cache.held == 0
+    assert len(attempts) == 1
     os.close(fd)
 
 
