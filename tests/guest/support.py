@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -50,3 +53,16 @@ class VmFactory:
         self._count += 1
         running = VirtualMachine(description, directory=self._directory / f"vm{self._count}")
         return self._machines.enter_context(running)
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Waits until something another thread is to do has been done.
+
+    Raises:
+        AssertionError: it was not, in that many seconds.
+    """
+    deadline = time.monotonic() + timeout
+    turn = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"{inspect.getsource(condition).strip()} did not come true in {timeout} s"
+        turn.wait(0.001)

@@ -52,7 +52,7 @@ TABLE = [
     ),
     Case(
         "set, booleans of no vector",
-        SetIrqs(BOOL | TRIGGER, IrqIndex.MSI, 0, 0),
+        SetIrqs(BOOL | TRIGGER, IrqIndex.MSI, 0, 0, bools=b""),
         "14000000 22000000 01000000 00000000 00000000",
         longer=False,
     ),

@@ -90,14 +90,14 @@ class SetIrqs:
         index: an ``IrqIndex``, or a number that is none.
         start: first vector.
         count: vectors.
-        bools: with ``DATA_BOOL``, a byte for each vector: non-zero to act on it.
+        bools: with ``DATA_BOOL``, a byte for each vector: non-zero to act on it; else None.
     """
 
     flags: IrqSetFlags
     index: int
     start: int
     count: int
-    bools: bytes = b""
+    bools: bytes | None = None
 
     @classmethod
     def decode(cls, payload: Bytes) -> SetIrqs:
@@ -119,7 +119,7 @@ class SetIrqs:
             )
         if flags & ~_KNOWN:
             raise RemoteProtocolError(f"DEVICE_SET_IRQS: flags {flags:#x} has bits that mean nothing")
-        bools = b""
+        bools = None
         if flags & IrqSetFlags.DATA_BOOL:
             bools = bytes(payload[_SET.size :])
             if len(bools) != count:
@@ -128,5 +128,5 @@ class SetIrqs:
 
     def encode(self) -> bytes:
         """Returns the payload."""
-        argsz = _SET.size + len(self.bools)
-        return _SET.pack(argsz, self.flags, self.index, self.start, self.count) + self.bools
+        data = self.bools or b""
+        return _SET.pack(_SET.size + len(data), self.flags, self.index, self.start, self.count) + data

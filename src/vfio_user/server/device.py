@@ -127,6 +127,12 @@ class Device:
             loop.adopt(self._loop)
         self._loop = loop
 
+    def detach(self) -> None:
+        """The server's loop is to be closed: takes what is left to do to a loop of the device's own."""
+        left, self._loop = self._loop, None
+        if left is not None and left.has_work:
+            self.loop.adopt(left)
+
     def connected(self) -> None:
         """A client connected; the server calls this."""
         self._is_connected = True

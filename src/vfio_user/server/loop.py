@@ -145,8 +145,12 @@ class EventLoop:
         """Ends ``run``, now or when it is next called. Any thread, and signal handlers."""
         self._stopping = True
         self.is_simple = False
-        if not self._closed:
-            self._wake()
+        self._wake()
+
+    @property
+    def has_work(self) -> bool:
+        """Something is put off or watched."""
+        return bool(self._ready or self._timers or self._watches)
 
     @property
     def is_stopping(self) -> bool:
@@ -214,6 +218,11 @@ class EventLoop:
             self._epoll.close()
             os.close(self._wake_fd)
 
+    def __del__(self) -> None:
+        # A device made and dropped without ever being served has nobody to close its loop.
+        if hasattr(self, "_wake_fd"):
+            self.close()
+
     def _run_timers(self) -> None:
         now = self.clock()
         while self._timers and self._timers[0][0] <= now:
@@ -245,4 +254,5 @@ class EventLoop:
         )
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        if not self._closed:
+            os.eventfd_write(self._wake_fd, 1)

@@ -83,72 +83,85 @@ def message_path(
         if end != count and frames.has_fds:
             return session.consume_ordinarily(0)
         while True:
-            left = end - at
-            # One look at a message is enough when its data, if it has four bytes of it, are looked at as well.
-            if left >= _WRITE4_SIZE:
-                message_id, command, size, flags, _, offset, index, count, value = unpack_write4(buffer, at)
-            elif left >= _ACCESS_SIZE:
-                message_id, command, size, flags, _, offset, index, count = unpack(buffer, at)
-                value = 0
-            else:
-                break
-            if index >= number_of_regions or count > 8 or size > left:
-                break
-            if command == _READ:
-                limit, read = readers[index]
-                pack_reply = pack_by_size[count]
-                if pack_reply is None or offset + count > limit or size != _ACCESS_SIZE or flags:
+            while True:
+                left = end - at
+                # One look at a message is enough when its data, if it has four bytes of it, are looked at as well.
+                if left >= _WRITE4_SIZE:
+                    message_id, command, size, flags, _, offset, index, count, value = unpack_write4(buffer, at)
+                elif left >= _ACCESS_SIZE:
+                    message_id, command, size, flags, _, offset, index, count = unpack(buffer, at)
+                    value = 0
+                else:
                     break
-                at += _ACCESS_SIZE
-                try:
-                    reply = pack_reply(
-                        message_id, _READ, _ACCESS_SIZE + count, _REPLY, 0, offset, index, count, read(offset, count)
-                    )
-                except Exception as exc:
-                    reply = failed(exc, at, message_id, command, size, flags)
-            elif command == _WRITE:
-                limit, write = writers[index]
-                if size != _ACCESS_SIZE + count or offset + count > limit or flags & ~_NO_REPLY:
+                if index >= number_of_regions or count > 8 or size > left:
                     break
-                if count != 4:
-                    unpack_write = unpack_by_size[count]
-                    if unpack_write is None:
+                if command == _READ:
+                    limit, read = readers[index]
+                    pack_reply = pack_by_size[count]
+                    if pack_reply is None or offset + count > limit or size != _ACCESS_SIZE or flags:
                         break
-                    value = unpack_write(buffer, at)[8]
-                at += size
+                    at += _ACCESS_SIZE
+                    try:
+                        reply = pack_reply(
+                            message_id,
+                            _READ,
+                            _ACCESS_SIZE + count,
+                            _REPLY,
+                            0,
+                            offset,
+                            index,
+                            count,
+                            read(offset, count),
+                        )
+                    except Exception as exc:
+                        reply = failed(exc, at, message_id, command, size, flags)
+                elif command == _WRITE:
+                    limit, write = writers[index]
+                    if size != _ACCESS_SIZE + count or offset + count > limit or flags & ~_NO_REPLY:
+                        break
+                    if count != 4:
+                        unpack_write = unpack_by_size[count]
+                        if unpack_write is None:
+                            break
+                        value = unpack_write(buffer, at)[8]
+                    at += size
+                    try:
+                        write(offset, count, value)
+                        reply = (
+                            None if flags else pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, index, count)
+                        )
+                    except Exception as exc:
+                        reply = failed(exc, at, message_id, command, size, flags)
+                    if reply is None:
+                        if at == end:
+                            frames.start = frames.end = 0
+                            return True
+                        if end - at > 2 * _WRITE4_SIZE:
+                            at = consume_posted_run(at, end)
+                        continue
+                else:
+                    break
                 try:
-                    write(offset, count, value)
-                    reply = None if flags else pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, index, count)
-                except Exception as exc:
-                    reply = failed(exc, at, message_id, command, size, flags)
-                if reply is None:
-                    if at == end:
-                        frames.start = frames.end = 0
-                        return True
-                    if end - at > 2 * _WRITE4_SIZE:
-                        at = consume_posted_run(at, end)
-                    continue
-            else:
-                break
-            try:
-                sent = send(reply, send_flags)
-            except BlockingIOError:
-                sent = 0
-            except OSError as exc:
-                raise ConnectionClosedError(f"the client is gone: {exc.strerror}") from exc
-            if sent != len(reply):
-                frames.start = at
-                session.keep(reply, sent)
+                    sent = send(reply, send_flags)
+                except BlockingIOError:
+                    sent = 0
+                except OSError as exc:
+                    raise ConnectionClosedError(f"the client is gone: {exc.strerror}") from exc
+                if sent != len(reply):
+                    frames.start = at
+                    session.keep(reply, sent)
+                    return False
+                if at == end:
+                    frames.start = frames.end = 0
+                    return True
+            # Part of a message, or a message that is not of the plain form.
+            frames.start = at
+            if not consume_one():
+                frames.compact()
+                return not frames.end and not session.wants_to_write
+            if session.wants_to_write:
                 return False
-            if at == end:
-                frames.start = frames.end = 0
-                return True
-        # Part of a message, or a message that is not of the plain form.
-        frames.start = at
-        if not consume_one():
-            frames.compact()
-            return not frames.end and not session.wants_to_write
-        return False if session.wants_to_write else consume(0)
+            at = frames.start
 
     def failed(exc: Exception, end: int, message_id: int, command: int, size: int, flags: int) -> bytes | None:
         return failure(Header(message_id, command, size, flags, 0), exc, bytes(whole[end - size + HEADER_SIZE : end]))

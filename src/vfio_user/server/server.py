@@ -188,6 +188,7 @@ class Server:
         self._listener.close()
         self.device.interrupts.on_unmask_fd_changed = None
         if self._owns_loop:
+            self.device.detach()
             self.loop.close()
 
     def __enter__(self) -> Self:

@@ -175,7 +175,7 @@ class Session:
                 continue
             except OSError as exc:
                 raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
-            if count and not ancdata:
+            if count and not ancdata and not flags & socket.MSG_CTRUNC:
                 self.turns += 1
                 room = whole if self._consume(count) else self._room()
             else:
