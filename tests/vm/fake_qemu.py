@@ -40,7 +40,7 @@ def obey() -> None:
             sys.exit(0)
         if b"crash" in script:
             console.sendall(b"[ 1.0] Kernel panic - not syncing: a crash\r\n---[ end Kernel panic ]---\r\n")
-            time.sleep(60 if behaviour == "reboot" else 0)
+            time.sleep(60 if behaviour == "reboot" else 0.2)
             sys.exit(0)
         if b"never" in script:
             continue

@@ -122,6 +122,7 @@ def test_waits_for_another_process(tmp_path: Path) -> None:
     thread = threading.Thread(target=lambda: made.append(cache.ensure("thing", {}, _build, Noticing(None))))
     thread.start()
     assert waiting.wait(10)
+    thread.join(0.1)
     assert not made
     os.close(other)
     thread.join()

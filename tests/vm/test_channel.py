@@ -25,14 +25,17 @@ def _mark(channel: Channel, mark: bytes, seconds: float = _SOON) -> tuple[bytes,
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
-def test_marks_however_they_arrive(ends: tuple[Channel, socket.socket], chunk: int) -> None:
-    channel, theirs = ends
+def test_marks_however_they_arrive(chunk: int) -> None:
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # each piece is one receive
+    channel = Channel(ours)
     stream = b"out\n\n<<7 0>>\n<<x>>\n\n<<7\n<<8 1>>\n\n<<8 2 words>>\n"
-    for start in range(0, len(stream), chunk):
-        theirs.sendall(stream[start : start + chunk])
-    assert _mark(channel, b"7") == (b"out\n", b"0")
-    assert _mark(channel, b"8") == (b"<<x>>\n\n<<7", b"1")
-    assert _mark(channel, b"8") == (b"", b"2 words")
+    with theirs:
+        for start in range(0, len(stream), chunk):
+            theirs.sendall(stream[start : start + chunk])
+        assert _mark(channel, b"7") == (b"out\n", b"0")
+        assert _mark(channel, b"8") == (b"<<x>>\n\n<<7", b"1")
+        assert _mark(channel, b"8") == (b"", b"2 words")
+    channel.close()
 
 
 def test_what_is_not_taken_stays(ends: tuple[Channel, socket.socket]) -> None:

@@ -93,6 +93,7 @@ def test_panic(make: Make) -> None:
     ):
         vm.guest.run("crash")
     assert vm.panic == "a crash"
+    assert vm.stop() == 0  # it ended by itself
 
 
 def test_panic_where_a_reboot_would_start_over(make: Make) -> None:
