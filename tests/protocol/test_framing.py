@@ -200,13 +200,22 @@ def test_taken_descriptors_are_not_closed() -> None:
     os.close(fd)
 
 
-def test_closing_closes_what_waits_once() -> None:
+def test_closing_closes_what_waits_once_and_forgets_the_bytes() -> None:
     with no_leaks():
         frames = FrameBuffer(MAX_SIZE)
         feed(frames, Message(1, 40, 0).data[:20], [memory_file()])
         frames.close()
         assert not frames.has_fds
+        assert (frames.start, frames.end) == (0, 0)
         frames.close()
+
+
+def test_half_a_header_behind_a_message_is_none() -> None:
+    with frame_buffer() as frames:
+        feed(frames, Message(1, 40, 0).data + Message(2, 40, 0).data[:15])
+        frames.consume(40)
+        assert frames.peek_header() is None
+        assert frames.next_message() is None
 
 
 def test_a_shell_may_advance_over_messages_itself() -> None:
