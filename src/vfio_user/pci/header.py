@@ -122,6 +122,21 @@ class Type0Header(ConfigRegisters):
         # Sizing falls out of this: all ones written, the address bits the BAR does not decode read back as 0.
         return value & self._bar_masks[index] | self._bar_flags[index]
 
+    def resize_bar(self, index: int, mask: int) -> None:
+        """Changes the address bits a BAR decodes; its address is 0 until software writes one.
+
+        Args:
+            index: 0 to 5; a 64-bit BAR's lower half.
+            mask: the address bits, 64 of them for a 64-bit BAR.
+        """
+        masks = list(self._bar_masks)
+        masks[index] = mask & 0xFFFF_FFFF
+        self.bars[index] = self._bar_flags[index]
+        if self._bar_flags[index] & 7 == 4:
+            masks[index + 1] = mask >> 32 & 0xFFFF_FFFF
+            self.bars[index + 1] = 0
+        self._bar_masks = tuple(masks)
+
     @before_write("rom_bar")
     def _decode_rom_address(self, value: int) -> int:
         return value & self._rom_mask

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfio_user.regions import Region
+from vfio_user.regions import MemoryRegion, Region
 
-__all__ = ["OverlayRegion", "UnclaimedRegion"]
+__all__ = ["OverlayRegion", "ReadOnlyMemory", "UnclaimedRegion"]
 
 
 class UnclaimedRegion(Region):
@@ -22,16 +22,33 @@ class UnclaimedRegion(Region):
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def read(self, offset: int, size: int) -> int:  # noqa: ARG002 - the same answer everywhere
+    def read(self, offset: int, size: int) -> int:
         """See ``Region.read``: always 0."""
         return 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See ``Region.write``: does nothing."""
 
-    def read_bytes(self, offset: int, count: int) -> bytes:  # noqa: ARG002 - the same answer everywhere
+    def read_bytes(self, offset: int, count: int) -> bytes:
         """See ``Region.read_bytes``: zeros."""
         return bytes(count)
+
+    def write_bytes(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See ``Region.write_bytes``: does nothing."""
+
+
+class ReadOnlyMemory(MemoryRegion):
+    """Bytes a client reads; what it writes vanishes.
+
+    Args:
+        contents: the bytes, which also say the size.
+    """
+
+    def __init__(self, contents: bytes) -> None:
+        super().__init__(len(contents), readonly=True, contents=contents)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """See ``Region.write``: does nothing."""
 
     def write_bytes(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See ``Region.write_bytes``: does nothing."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfio_user.errors import DefinitionError
-from vfio_user.regions import MemoryRegion
+from vfio_user.pci.overlay import ReadOnlyMemory
 
 __all__ = ["MAX_ROM_SIZE", "MIN_ROM_SIZE", "OptionRom", "RomImage", "build_option_rom"]
 
@@ -55,7 +55,7 @@ class RomImage:
     last: bool
 
 
-class OptionRom(MemoryRegion):
+class OptionRom(ReadOnlyMemory):
     """The ROM of a function: read only, padded to a power of two, its images checked.
 
     Args:
@@ -85,13 +85,7 @@ class OptionRom(MemoryRegion):
             self.images = parse_images(contents)
         size = max(MIN_ROM_SIZE, 1 << (len(contents) - 1).bit_length())
         # Erased flash reads as ones, and no image begins with FF FF.
-        super().__init__(size, readonly=True, contents=contents.ljust(size, b"\xff"))
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        """Does nothing: a write to a ROM is dropped by the hardware, not refused."""
-
-    def write_bytes(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Does nothing, as ``write``."""
+        super().__init__(contents.ljust(size, b"\xff"))
 
 
 def parse_images(contents: bytes) -> tuple[RomImage, ...]:

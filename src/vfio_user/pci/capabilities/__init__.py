@@ -4,22 +4,70 @@ The reference is ``docs/pci.md``. Any other capability is a subclass of ``Capabi
 its registers declared in the register language.
 """
 
+from vfio_user.pci.capabilities.address_translation import AddressTranslationServices, PageRequest, Pasid
+from vfio_user.pci.capabilities.advanced_error_reporting import (
+    AdvancedErrorReporting,
+    CorrectableError,
+    UncorrectableError,
+)
 from vfio_user.pci.capabilities.base import AnyCapability, Capability, CapabilityHost, ExtendedCapability
 from vfio_user.pci.capabilities.express import LINK_SPEEDS, PciExpress, PortType
+from vfio_user.pci.capabilities.identification import (
+    DeviceSerialNumber,
+    SubsystemIds,
+    VitalProductData,
+    build_vital_product_data,
+)
+from vfio_user.pci.capabilities.link import (
+    ContainmentReason,
+    DownstreamPortContainment,
+    L1PmSubstates,
+    LatencyTolerance,
+    PrecisionTime,
+)
 from vfio_user.pci.capabilities.msi import Msi
 from vfio_user.pci.capabilities.msix import MsiX
 from vfio_user.pci.capabilities.power_management import PowerManagement, PowerState
+from vfio_user.pci.capabilities.resizable_bar import ResizableBar
+from vfio_user.pci.capabilities.routing import AccessControlServices, AlternativeRoutingId
+from vfio_user.pci.capabilities.sr_iov import SrIov
+from vfio_user.pci.capabilities.tph import SteeringTable, TphRequester
+from vfio_user.pci.capabilities.vendor import DesignatedVendorSpecific, VendorSpecific, VendorSpecificExtended
 
 __all__ = [
     "LINK_SPEEDS",
+    "AccessControlServices",
+    "AddressTranslationServices",
+    "AdvancedErrorReporting",
+    "AlternativeRoutingId",
     "AnyCapability",
     "Capability",
     "CapabilityHost",
+    "ContainmentReason",
+    "CorrectableError",
+    "DesignatedVendorSpecific",
+    "DeviceSerialNumber",
+    "DownstreamPortContainment",
     "ExtendedCapability",
+    "L1PmSubstates",
+    "LatencyTolerance",
     "Msi",
     "MsiX",
+    "PageRequest",
+    "Pasid",
     "PciExpress",
     "PortType",
     "PowerManagement",
     "PowerState",
+    "PrecisionTime",
+    "ResizableBar",
+    "SrIov",
+    "SteeringTable",
+    "SubsystemIds",
+    "TphRequester",
+    "UncorrectableError",
+    "VendorSpecific",
+    "VendorSpecificExtended",
+    "VitalProductData",
+    "build_vital_product_data",
 ]

@@ -26,17 +26,22 @@ Spec: PCI 3.0 6.7; PCI Express Base 7.5 to 7.9.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from vfio_user.errors import StateError
+from vfio_user.errors import DefinitionError, StateError
 from vfio_user.pci.bars import Bar
 from vfio_user.pci.config_registers import ConfigRegisters
 from vfio_user.pci.config_space import ConfigSpace
 from vfio_user.pci.events import FunctionEvents
+from vfio_user.pci.header import Type0Header
+from vfio_user.pci.overlay import ReadOnlyMemory
 from vfio_user.pci.registers import RO, Field, Register, ResetKind
 from vfio_user.pci.registers._text import Location, here
+from vfio_user.regions import MemoryRegion
 
 __all__ = ["AnyCapability", "Capability", "CapabilityHost", "ExtendedCapability"]
+
+C = TypeVar("C")
 
 
 class CapabilityHost(Protocol):
@@ -47,10 +52,14 @@ class CapabilityHost(Protocol):
         """The configuration space it stands in."""
 
     @property
+    def header(self) -> Type0Header:
+        """The first 64 bytes of it."""
+
+    @property
     def events(self) -> FunctionEvents:
         """Where to report what software did."""
 
-    def find(self, kind: type[Any]) -> Any:
+    def find(self, kind: type[C]) -> C | None:
         """The function's capability of that class, None without one."""
 
     def reset(self, kind: ResetKind) -> None:
@@ -122,6 +131,29 @@ class AnyCapability(ConfigRegisters):
         copy.name, copy.offset, copy._next, copy._host = name, offset, next_offset, host
         copy.reset(ResetKind.POWER_ON)
         return copy
+
+    def refuse(self, what: str) -> DefinitionError:
+        """An error about this declaration, with the line it stands at."""
+        return DefinitionError(f"{self.label}: {what}")
+
+    def check_range(self, **values: tuple[int, int]) -> None:
+        """Checks that arguments fit their fields.
+
+        Args:
+            values: for each argument its value and the greatest one.
+
+        Raises:
+            DefinitionError: one does not fit.
+        """
+        for name, (value, most) in values.items():
+            if not 0 <= value <= most:
+                raise self.refuse(f"{name}={value:#x}; its field holds 0 to {most:#x}")
+
+    def add_contents(self, offset: int, contents: bytes, *, writable: bool) -> MemoryRegion:
+        """Puts plain bytes behind the registers."""
+        region = MemoryRegion(len(contents), contents=contents) if writable else ReadOnlyMemory(contents)
+        self.place(offset, region, "contents")
+        return region
 
     def validate(self, bars: Mapping[int, Bar[Any]]) -> None:
         """Checks what can only be checked once its class is complete.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 
-from vfio_user.errors import DefinitionError
 from vfio_user.pci.capabilities.base import Capability
 from vfio_user.pci.config_registers import STICKY
 from vfio_user.pci.registers import RO, RW1C, W1P, Field, Register, ResetKind, before_write, on_write
@@ -249,7 +248,7 @@ class PciExpress(Capability):
         ):
             if value not in choices:
                 shown = f"0 to {choices[-1]}" if isinstance(choices, range) else ", ".join(map(str, choices))
-                raise DefinitionError(f"{self.label}: {what}={value}; the register can say {shown}")
+                raise self.refuse(f"{what}={value}; the register can say {shown}")
         self.port_type = PortType(port_type)
         self._has_flr = flr
         self._payload = _PAYLOADS.index(max_payload)

@@ -8,7 +8,6 @@ Spec: PCI 3.0 6.8.1; PCI Express Base 7.7.1.
 
 from __future__ import annotations
 
-from vfio_user.errors import DefinitionError
 from vfio_user.pci.capabilities.base import Capability
 from vfio_user.pci.registers import RO, Field, Register, before_write, on_change
 
@@ -67,8 +66,8 @@ class Msi(Capability):
         self.size = (12, 16, 20, 24)[address_64 + 2 * per_vector_masking]
         if not 1 <= vectors <= _MAX_VECTORS or vectors & (vectors - 1):
             better = min(1 << max(vectors - 1, 0).bit_length(), _MAX_VECTORS)
-            raise DefinitionError(
-                f"{self.label}: vectors={vectors}; MSI has a power of two from 1 to 32: write vectors={better}, or use "
+            raise self.refuse(
+                f"vectors={vectors}; MSI has a power of two from 1 to 32: write vectors={better}, or use "
                 "MsiX(vectors=...), which takes any number up to 2048"
             )
         self.vectors = vectors

@@ -8,7 +8,6 @@ Spec: PCI 3.0 6.8.2; PCI Express Base 7.7.2.
 
 from __future__ import annotations
 
-from vfio_user.errors import DefinitionError
 from vfio_user.pci.capabilities.base import Capability
 from vfio_user.pci.msix_table import MSIX_ENTRY_SIZE, MsiXPendingBits, MsiXTable
 from vfio_user.pci.registers import RO, Field, Register, ResetKind, on_change
@@ -70,19 +69,17 @@ class MsiX(Capability):
     ) -> None:
         super().__init__(at=at)
         if not 1 <= vectors <= _MAX_VECTORS:
-            raise DefinitionError(f"{self.label}: vectors={vectors}; MSI-X has 1 to {_MAX_VECTORS}")
+            raise self.refuse(f"vectors={vectors}; MSI-X has 1 to {_MAX_VECTORS}")
         for name, offset in (("table_offset", table_offset), ("pba_offset", pba_offset)):
             if offset is None:
                 continue
             if bar is None and not (name == "pba_offset" and pba_bar is not None):
-                raise DefinitionError(
-                    f"{self.label}: {name}={offset:#x} says nothing without bar=, the BAR it counts from"
-                )
+                raise self.refuse(f"{name}={offset:#x} says nothing without bar=, the BAR it counts from")
             if offset < 0 or offset % 8:
-                raise DefinitionError(f"{self.label}: {name}={offset:#x}; the registers hold multiples of 8 bytes")
+                raise self.refuse(f"{name}={offset:#x}; the registers hold multiples of 8 bytes")
         for name, index in (("bar", bar), ("pba_bar", pba_bar)):
             if index is not None and not 0 <= index <= 5:
-                raise DefinitionError(f"{self.label}: {name}={index}; BARs count from 0 to 5")
+                raise self.refuse(f"{name}={index}; BARs count from 0 to 5")
         self.vectors = vectors
         self.bar, self.table_offset = bar, table_offset
         self.pba_bar, self.pba_offset = bar if pba_bar is None else pba_bar, pba_offset

@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 
-from vfio_user.errors import DefinitionError
 from vfio_user.pci.capabilities.base import Capability
 from vfio_user.pci.config_registers import STICKY
 from vfio_user.pci.registers import RO, RW1C, Field, Register, ResetKind, before_write, on_change
@@ -99,13 +98,13 @@ class PowerManagement(Capability):
         self._pme = 0
         for state in pme_from:
             if state not in _PME_STATES or (state, d1, d2) in (("D1", False, d2), ("D2", d1, False)):
-                raise DefinitionError(
-                    f"{self.label}: pme_from names {state!r}; this function can send PME from "
+                raise self.refuse(
+                    f"pme_from names {state!r}; this function can send PME from "
                     f"{', '.join(_PME_STATES)}, of which D1 and D2 need d1=True and d2=True"
                 )
             self._pme |= 1 << _PME_STATES.index(state)
         if not 0 <= aux_current <= 7:
-            raise DefinitionError(f"{self.label}: aux_current={aux_current} does not fit its 3 bits, 0 to 7")
+            raise self.refuse(f"aux_current={aux_current} does not fit its 3 bits, 0 to 7")
         self._no_soft_reset = no_soft_reset
         self._initialization = device_specific_initialization
         self._aux_current = aux_current

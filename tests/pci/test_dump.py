@@ -1,0 +1,127 @@
+"""Our configuration space as pciutils reads it, or, without pciutils, a walker that shares no code with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.pci.walker import capabilities, extended_capabilities
+
+from vfio_user.pci import (
+    AccessControlServices,
+    AddressTranslationServices,
+    AdvancedErrorReporting,
+    AlternativeRoutingId,
+    DesignatedVendorSpecific,
+    DeviceSerialNumber,
+    IoBar,
+    L1PmSubstates,
+    LatencyTolerance,
+    MemoryBar,
+    Msi,
+    MsiX,
+    PageRequest,
+    Pasid,
+    PciAttributes,
+    PciExpress,
+    PowerManagement,
+    PrecisionTime,
+    ResizableBar,
+    SrIov,
+    TphRequester,
+    VendorSpecific,
+    VendorSpecificExtended,
+    build_function,
+    format_lspci,
+)
+
+
+class Everything(PciAttributes):
+    vendor_id, device_id, class_code, revision = 0x1AF4, 0x1110, 0x010802, 0x10
+    subsystem_vendor_id, subsystem_id = 0x1AF4, 0x1100
+
+    pm = PowerManagement(pme_from=["D0", "D3hot"], d1=True)
+    msi = Msi(vectors=4, per_vector_masking=True)
+    msix = MsiX(vectors=33)
+    express = PciExpress(link_speed=8.0, link_width=4, max_payload=512)
+    vendor = VendorSpecific(b"hello")
+    aer = AdvancedErrorReporting()
+    serial = DeviceSerialNumber(0x0123_4567_89AB_CDEF)
+    acs = AccessControlServices(request_redirect=True)
+    ats = AddressTranslationServices()
+    pasid = Pasid(width=16)
+    pri = PageRequest(capacity=64)
+    ari = AlternativeRoutingId()
+    ltr = LatencyTolerance()
+    l1ss = L1PmSubstates()
+    ptm = PrecisionTime(granularity=4)
+    rebar = ResizableBar({0: [1 << 20, 16 << 20]})
+    tph = TphRequester()
+    vsec = VendorSpecificExtended(0x42, bytes(4))
+    dvsec = DesignatedVendorSpecific(0x1E98, 7, bytes(2))
+    sriov = SrIov(total_vfs=8, vf_device_id=0x1111, bars={0: MemoryBar(16384, width=64)})
+
+    bar0 = MemoryBar(16 << 20, width=64, prefetchable=True)
+    bar2 = IoBar(32)
+
+
+def everything() -> bytes:
+    config = build_function(Everything()).config
+    config.write(0x10, 8, 0x12_3400_0000)
+    config.write(0x18, 4, 0xC000)
+    config.write(0x1C, 4, 0xFEB0_0000)
+    config.write(0x04, 2, 0x07)
+    return config.read_bytes(0, 4096)
+
+
+def test_text_is_what_lspci_reads_back() -> None:
+    text = format_lspci(bytes(range(64)), address="01:02.3", title="Card")
+    assert text.splitlines()[:2] == ["01:02.3 Card", "00: 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f"]
+    assert text.endswith("3a 3b 3c 3d 3e 3f\n\n")
+    assert format_lspci(bytes(4096)).splitlines()[-2].startswith("ff0: 00")
+
+
+def test_independent_walker_finds_everything() -> None:
+    config = everything()
+    assert [found.cap_id for found in capabilities(config)] == [0x01, 0x05, 0x11, 0x10, 0x09]
+    assert [(found.cap_id, found.version) for found in extended_capabilities(config)] == [
+        (0x01, 2),
+        *(
+            (cap_id, 1)
+            for cap_id in (0x03, 0x0D, 0x0F, 0x1B, 0x13, 0x0E, 0x18, 0x1E, 0x1F, 0x15, 0x17, 0x0B, 0x23, 0x10)
+        ),
+    ]
+
+
+def test_lspci_decodes_everything(lspci: Callable[[bytes], str]) -> None:
+    text = lspci(everything())
+    for line in (
+        "Region 0: Memory at 1234000000 (64-bit, prefetchable)",
+        "Region 2: I/O ports at c000",
+        "Region 3: Memory at feb00000 (32-bit, non-prefetchable)",
+        "Power Management version 3",
+        "PME(D0+,D1-,D2-,D3hot+,D3cold-)",
+        "MSI: Enable- Count=1/4 Maskable+ 64bit+",
+        "MSI-X: Enable- Count=33 Masked-",
+        "Vector table: BAR=3 offset=00000000",
+        "Express (v2) Endpoint, MSI 00",
+        "Speed 8GT/s, Width x4",
+        "Vendor Specific Information: Len=08",
+        "Capabilities: [100 v2] Advanced Error Reporting",
+        "UEMsk:	DLP- SDES- TLP- FCP- CmpltTO-",
+        "Device Serial Number 01-23-45-67-89-ab-cd-ef",
+        "ACSCap:	SrcValid- TransBlk- ReqRedir+",
+        "Address Translation Service (ATS)",
+        "Max PASID Width: 10",
+        "Page Request Capacity: 00000040",
+        "Alternative Routing-ID Interpretation (ARI)",
+        "Latency Tolerance Reporting",
+        "PCI-PM_L1.2+ PCI-PM_L1.1+ ASPM_L1.2+ ASPM_L1.1+ L1_PM_Substates+",
+        "PTMClockGranularity: 4ns",
+        "BAR 0: current size: 16MB, supported: 1MB 16MB",
+        "Transaction Processing Hints",
+        "Vendor Specific Information: ID=0042 Rev=0 Len=00c",
+        "Designated Vendor-Specific: Vendor=1e98 ID=0007 Rev=0 Len=12",
+        "Initial VFs: 8, Total VFs: 8, Number of VFs: 0",
+        "Supported Page Size: 00000553, System Page Size: 00000001",
+    ):
+        assert line in text, line
