@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.pci.walker import capabilities, extended_capabilities
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.pci.walker import capabilities, extended_capabilities, size_bars
 
 from vfio_user.pci import (
     AccessControlServices,
@@ -90,6 +92,22 @@ def test_independent_walker_finds_everything() -> None:
             for cap_id in (0x03, 0x0D, 0x0F, 0x1B, 0x13, 0x0E, 0x18, 0x1E, 0x1F, 0x15, 0x17, 0x0B, 0x23, 0x10)
         ),
     ]
+
+
+@given(
+    accesses=st.lists(
+        st.tuples(st.integers(0, 0x300), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**64 - 1)), max_size=60
+    )
+)
+def test_no_write_breaks_the_chains_or_the_sizes(accesses: list[tuple[int, int, int]]) -> None:
+    config = build_function(Everything()).config
+    chains = capabilities(config.read_bytes(0, 4096)), extended_capabilities(config.read_bytes(0, 4096))
+    for offset, size, value in accesses:
+        config.write(offset, size, value % (1 << 8 * size))
+        assert config.read(offset, size) == int.from_bytes(config.read_bytes(offset, size), "little")
+    assert (capabilities(config.read_bytes(0, 4096)), extended_capabilities(config.read_bytes(0, 4096))) == chains
+    sizes = [bar.size for bar in size_bars(config.read, config.write)]
+    assert sizes in ([1 << 20, 32, 4096], [16 << 20, 32, 4096])  # the resizable one has two
 
 
 def test_lspci_decodes_everything(lspci: Callable[[bytes], str]) -> None:

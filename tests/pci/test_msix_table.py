@@ -88,3 +88,10 @@ def test_a_vector_that_does_not_exist_is_an_index_error(vector: int) -> None:
         MsiXPendingBits(70).set(vector, True)
     with pytest.raises(IndexError, match="of 70"):
         MsiXTable(70).is_masked(vector)
+
+
+def test_pending_bits_may_be_kept_elsewhere() -> None:
+    pending = MsiXPendingBits(8)
+    pending.set(0, True)
+    pending.source = lambda: 0x82
+    assert (pending.bits, pending.read(0, 8), pending.read_bytes(0, 2)) == (0x82, 0x82, b"\x82\0")
