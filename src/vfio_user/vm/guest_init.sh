@@ -59,8 +59,10 @@ if [ -e /etc/vfio-user/main ]; then
     say_ready
     obey &
   fi
-  # A session and a terminal of its own: job control and Ctrl-C work.
-  setsid -c /bin/sh /etc/vfio-user/main </dev/console >/dev/console 2>&1
+  # A session with a terminal of its own, so that Ctrl-C works. /dev/console cannot be one, the port behind it can.
+  read -r consoles </sys/class/tty/console/active
+  console=/dev/${consoles##* }
+  setsid -c /bin/sh /etc/vfio-user/main <"$console" >"$console" 2>&1
   status=$?
   [ -z "$channel" ] || printf '\n<<exit %s>>\n' "$status" >&3
 elif [ "$channel" ]; then
