@@ -180,6 +180,16 @@ def test_registers_are_named() -> None:
     assert named(command(Command.REGION_READ, access(7, 0, 256))) == "#7 REGION_READ CONFIG+0x0, 256 bytes"
 
 
+def test_a_line_shows_only_the_fields_that_hold_something() -> None:
+    class Wide(RegionNames):
+        def values(self, region: int, offset: int, size: int, value: int, *, writing: bool) -> str:
+            return "a = 0x10 (x=0 y=1 z=0x0), b = 0x0 (u=0 v=0)"
+
+    decoded = decode_message(reply(Command.REGION_READ, access(0, 0, 8, bytes(8))), names=Wide())
+    assert decoded.line == "#7 REGION_READ BAR0+0x0 a = 0x10 (y=1), b = 0x0"
+    assert decoded.fields[-1] == ("registers", "a = 0x10 (x=0 y=1 z=0x0), b = 0x0 (u=0 v=0)")
+
+
 def test_fields() -> None:
     info = RegionInfo(0, RW, 0x3000, 0x100, (MappableArea(0x1000, 0x1000),)).encode(256)[0]
     assert decode_message(reply(Command.DEVICE_GET_REGION_INFO, info)).fields == [

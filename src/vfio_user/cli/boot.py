@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shlex
 import signal
 import sys
@@ -14,7 +15,8 @@ from vfio_user.cli.common import NamedDevice, add_verbose, make_named_device, st
 from vfio_user.cli.output import complain
 from vfio_user.cli.plugged import linux_modules, plugged_in
 from vfio_user.devices.options import convert
-from vfio_user.errors import VmUnavailableError
+from vfio_user.errors import DeviceNotFoundError, VmUnavailableError
+from vfio_user.protocol.constants import DeviceFlags
 from vfio_user.vm.architecture import ARCHITECTURES, Architecture
 from vfio_user.vm.cache import Cache
 from vfio_user.vm.failures import VmTimeoutError
@@ -26,7 +28,7 @@ from vfio_user.vm.qemu import QemuCommand
 from vfio_user.vm.qemu_kit import ensure_qemu
 from vfio_user.vm.qemu_version import MINIMUM_VERSION, Qemu, inspect_qemu
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "parse_device", "print_console_line", "run"]
 
 _MACHINES = {"pc": "x86_64", "q35": "x86_64", "virt": "aarch64"}
 
@@ -35,6 +37,9 @@ _SHUTDOWN_TIMEOUT = 10.0
 
 #: Where the guest finds the script of --init-script.
 _SCRIPT = "root/init-script"
+
+#: What SeaBIOS has to say, with its order to clear the screen; the guest's first line may follow its last.
+_FIRMWARE = re.compile(r"^(\x1bc)?(\x1b\[[0-9?]*[a-zA-Z])*SeaBIOS .*|^Booting from ROM\.\.")
 
 _EPILOG = """\
 The command runs as root, in busybox's shell, once the drivers are loaded; its
@@ -50,15 +55,15 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``boot``."""
-    parser.usage = "vfio-user boot [--device DEVICE[,NAME=VALUE...]]... [options] [-- COMMAND...]"
+    parser.usage = "vfio-user boot [--device DEVICE[,NAME=VALUE]...] [options] [-- COMMAND]"
     parser.epilog = _EPILOG
     parser.add_argument(
         "--device",
         dest="devices",
         action="append",
-        type=_device,
+        type=parse_device,
         default=[],
-        metavar="DEVICE[,NAME=VALUE...]",
+        metavar="DEVICE[,NAME=VALUE]...",
         help="a device to plug in, with its options; may be repeated (a comma in a value is written twice)",
     )
     parser.add_argument("--init-script", type=Path, metavar="FILE", help="a script to run instead of COMMAND")
@@ -88,10 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
     main = _main(arguments)
     if main is None and arguments.initrd is None and not sys.stdin.isatty():
         raise VmUnavailableError("there is no terminal for a shell: give a command after --, or --init-script FILE")
-    devices = [make_named_device(text, settings) for text, settings in arguments.devices]
+    devices = [_pci(make_named_device(text, settings)) for text, settings in arguments.devices]
     start_log(arguments.verbose)
-    signal.signal(signal.SIGTERM, _terminated)
     qemu, kernel, initrd = _parts(arguments, architecture, devices, main or "/bin/sh")
+    signal.signal(signal.SIGTERM, _terminated)
     with plugged_in(devices, verbose=arguments.verbose, firmware=machine != "virt") as plugs:
         command = QemuCommand(
             qemu.path,
@@ -107,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_machine(command: QemuCommand, *, terminal: bool, timeout: float | None) -> int:
-    with VirtualMachine(command, on_console_line=_print_line, terminal=terminal) as machine:
+    with VirtualMachine(command, on_console_line=print_console_line, terminal=terminal) as machine:
         try:
             code = machine.wait(timeout)
         except KeyboardInterrupt:
@@ -137,7 +142,12 @@ def _terminated(_signal: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _print_line(line: str) -> None:
+def print_console_line(line: str) -> None:
+    """Prints a line of the guest's console, without what firmware says before the guest does."""
+    if _FIRMWARE.search(line):
+        line = _FIRMWARE.sub("", line)
+        if not line:
+            return
     # On the console's thread: a reader of ours that went away must not stop it, or the guest would.
     with contextlib.suppress(OSError):
         print(line, flush=True)
@@ -154,6 +164,12 @@ def _machine(arguments: argparse.Namespace) -> tuple[Architecture, str]:
             f"machine {arguments.machine} is of {architecture.name}, not {arguments.arch}: leave one of them out"
         )
     return architecture, arguments.machine
+
+
+def _pci(named: NamedDevice) -> NamedDevice:
+    if not named.device.flags & DeviceFlags.PCI:
+        raise DeviceNotFoundError(f"{named.name} is no PCI device, and QEMU takes no other: derive it from PciDevice")
+    return named
 
 
 def _main(arguments: argparse.Namespace) -> str | None:
@@ -201,7 +217,7 @@ def _usable(qemu: Qemu) -> Qemu:
     return qemu
 
 
-def _device(text: str) -> tuple[str, dict[str, str]]:
+def parse_device(text: str) -> tuple[str, dict[str, str]]:
     """Reads ``DEVICE[,NAME=VALUE...]``; two commas are one comma of a value, as in QEMU."""
     name, *words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
     settings = {}

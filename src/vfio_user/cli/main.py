@@ -95,9 +95,9 @@ class _Version(argparse.Action):
     def __call__(
         self,
         parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,  # noqa: ARG002 - argparse's
-        values: object,  # noqa: ARG002
-        option_string: str | None = None,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
     ) -> None:
         from vfio_user._version import __version__
 
@@ -114,6 +114,7 @@ def _report(exc: VfioUserError, *, verbose: int | None) -> int:
     """
     from vfio_user.devices.options import DeviceOptionError
 
+    is_usage = isinstance(exc, AddressError | DeviceNotFoundError | DeviceOptionError)
     complain(str(exc))
     for note in getattr(exc, "__notes__", ()):
         print(note, file=sys.stderr)
@@ -121,6 +122,6 @@ def _report(exc: VfioUserError, *, verbose: int | None) -> int:
         import traceback
 
         traceback.print_exception(exc)
-    elif verbose == 0 and exc.__cause__ is not None and not hasattr(exc, "__notes__"):
+    elif verbose == 0 and exc.__cause__ is not None and not is_usage and not hasattr(exc, "__notes__"):
         complain("-v shows the traceback")
-    return 2 if isinstance(exc, AddressError | DeviceNotFoundError | DeviceOptionError) else 1
+    return 2 if is_usage else 1

@@ -74,13 +74,17 @@ def run(arguments: argparse.Namespace) -> int:
     start_log(arguments.verbose)
     # From here to run_servers a signal would leave the socket behind: it is held back until somebody cleans up.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    server = Server(
-        named.device,
-        _address(arguments, named.name),
-        mode=arguments.mode,
-        group=arguments.group,
-        observer=new_observer(named, arguments.verbose),
-    )
+    try:
+        server = Server(
+            named.device,
+            _address(arguments, named.name),
+            mode=arguments.mode,
+            group=arguments.group,
+            observer=new_observer(named, arguments.verbose),
+        )
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        raise
     named.device.call_soon(_announce, named, server.address, arguments.json)
     run_servers(server)
     if arguments.suggest:

@@ -34,11 +34,11 @@ def irq_name(index: int) -> str:
 class RegionNames:
     """Names no registers: all there is to know when only the messages are there."""
 
-    def registers(self, region: int, offset: int, size: int, *, writing: bool) -> str:  # noqa: ARG002 - knows none
+    def registers(self, region: int, offset: int, size: int, *, writing: bool) -> str:
         """The registers an access touches, ``status, control``; "" when nobody knows."""
         return ""
 
-    def values(self, region: int, offset: int, size: int, value: int, *, writing: bool) -> str:  # noqa: ARG002
+    def values(self, region: int, offset: int, size: int, value: int, *, writing: bool) -> str:
         """The same with what they are read or written: ``status = 0x81 (computing=1)``; "" when nobody knows."""
         return ""
 

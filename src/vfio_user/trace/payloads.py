@@ -6,6 +6,7 @@ One function for each form; the tables at the end say which commands have it.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 
@@ -41,6 +42,9 @@ _NAMED_BYTES = 8
 
 #: Writes of a REGION_WRITE_MULTI whose fields are listed.
 _SHOWN_WRITES = 32
+
+#: The fields of a register in the text that tells its value.
+_FIELD_LIST = re.compile(r" \(([^()]*)\)")
 
 _DMA_ACCESS = struct.Struct("<QQ")
 _FEATURE = struct.Struct("<II")
@@ -208,8 +212,14 @@ def _described(access: RegionAccess, data: bytes, names: RegionNames, *, writing
         values = names.values(access.region, access.offset, access.count, value, writing=writing)
     if values:
         fields.append(("registers", values))
-        return f"{_place(access)} {values}", fields
+        return f"{_place(access)} {_FIELD_LIST.sub(_without_zeros, values)}", fields
     return f"{_place(access)} = {shown}", fields
+
+
+def _without_zeros(fields: re.Match[str]) -> str:
+    """The fields of a register that hold something: a line has no room for the others."""
+    held = [word for word in fields[1].split() if not word.endswith(("=0", "=0x0"))]
+    return f" ({' '.join(held)})" if held else ""
 
 
 def _read_request(payload: bytes, names: RegionNames) -> Described:

@@ -1,0 +1,184 @@
+"""``vfio-user demo``: an unmodified Linux drives two devices written in Python, seen from both sides."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+
+from vfio_user.cli.common import NamedDevice, add_verbose, make_named_device, start_log
+from vfio_user.cli.output import Style, columns
+from vfio_user.cli.plugged import linux_modules, plugged_in
+from vfio_user.devices.edu import Edu
+from vfio_user.devices.gpio_pci_idio_16 import GpioPciIdio16
+from vfio_user.vm.guest import Guest, GuestPciDevice
+from vfio_user.vm.guestkit import GuestKit
+from vfio_user.vm.initramfs import build_initramfs
+from vfio_user.vm.machine import VirtualMachine
+from vfio_user.vm.qemu import QemuCommand, format_size
+
+__all__ = ["add_arguments", "run"]
+
+_NEXT = (
+    ("vfio-user devices", "what there is to plug in, and its options"),
+    ("vfio-user boot --device edu", "a shell in a guest that has the device"),
+    ("vfio-user serve edu -v", "for your own QEMU, with every message shown"),
+    ("vfio-user serve my_device.py", "a device of your own"),
+)
+
+#: Offsets of edu's registers in BAR0, as a driver would have them.
+_LIVENESS, _FACTORIAL, _STATUS = 0x04, 0x08, 0x20
+
+#: The inputs follow the 16 outputs among the lines of the chip.
+_FIRST_INPUT = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of ``demo``."""
+    parser.epilog = "The first time it fetches QEMU and a kernel, about 35 MB; see 'vfio-user kit'."
+    add_verbose(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demonstration; it ends by itself."""
+    begun = time.monotonic()
+    start_log(arguments.verbose)
+    devices = [make_named_device("edu", {}), make_named_device("gpio-pci-idio-16", {})]
+    edu, card = devices[0].device, devices[1].device
+    assert isinstance(edu, Edu)
+    assert isinstance(card, GpioPciIdio16)
+    kit = GuestKit.provision()
+    initrd = build_initramfs(kit, load=linux_modules(devices))
+    out = _Report()
+    out.title("Two PCI devices written in Python, and a Linux that does not know it")
+    with plugged_in(devices, verbose=arguments.verbose) as plugs:
+        command = QemuCommand(kit.qemu.path, kernel=kit.kernel, initrd=initrd, devices=tuple(plugs))
+        with VirtualMachine(command) as machine:
+            guest = machine.guest
+            guest.wait_ready()
+            _show_identity(out, guest, devices, str(kit.qemu.version))
+            _show_edu(out, guest, edu)
+            _show_gpio(out, guest, card)
+            machine.shutdown()
+    out.heading("What to try next")
+    out.lines(columns(_NEXT, "  "))
+    out.lines(["", out.style.dim(f"done in {time.monotonic() - begun:.0f} s")])
+    return 0
+
+
+class _Report:
+    """Prints sections: a heading, and lines that say whose view they are."""
+
+    def __init__(self) -> None:
+        self.style = Style()
+
+    def title(self, text: str) -> None:
+        print(self.style.bold(text), flush=True)
+
+    def heading(self, text: str) -> None:
+        print(f"\n{self.style.bold(text)}", flush=True)
+
+    def guest(self, what: str, result: str = "") -> None:
+        self._line("guest ", what, result)
+
+    def python(self, what: str, result: str = "") -> None:
+        self._line("Python", what, result)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        print("\n".join(lines), flush=True)
+
+    def _line(self, side: str, what: str, result: str) -> None:
+        print(f"  {self.style.dim(side)}  {what:<46}  {result}".rstrip(), flush=True)
+
+
+def _show_identity(out: _Report, guest: Guest, devices: list[NamedDevice], qemu_version: str) -> None:
+    """What Linux found on its bus."""
+    out.heading(f"The guest: Linux {guest.kernel_version} in QEMU {qemu_version}, up in {guest.boot_seconds:.1f} s")
+    rows = [("address", "ids", "class", "driver", "interrupt", "addresses")]
+    for named in devices:
+        found = _on_bus(guest, named.device)
+        rows.append(
+            (
+                found.address,
+                f"{found.vendor_id:04x}:{found.device_id:04x}",
+                f"{found.class_code:06x}",
+                found.driver or "none yet",
+                str(found.irq),
+                ", ".join(_bars(found)),
+            )
+        )
+    out.lines(columns(rows, "  "))
+
+
+def _show_edu(out: _Report, guest: Guest, edu: Edu) -> None:
+    """Registers: the guest writes, Python answers."""
+    out.heading("edu: the guest's loads and stores are calls of Python methods")
+    found = _on_bus(guest, edu)
+    guest.run(f"echo 1 >{found.path}/enable")
+    bar0 = found.resources[0]
+    assert bar0 is not None
+
+    def peek(offset: int) -> int:
+        return int(str(guest.run(f"devmem {bar0.start + offset:#x} 32")), 0)
+
+    def poke(offset: int, value: int) -> None:
+        guest.run(f"devmem {bar0.start + offset:#x} 32 {value:#x}")
+
+    poke(_LIVENESS, 0x12345678)
+    out.guest("writes 0x12345678 to the liveness register")
+    out.guest("reads it back, inverted by the device:", f"{peek(_LIVENESS):#x}")
+    out.python("edu.bar0.liveness", f"{int(edu.bar0.liveness):#x}")
+    poke(_FACTORIAL, 10)
+    while peek(_STATUS) & 1:  # computing
+        pass
+    out.guest("writes 10 to the factorial register, reads:", str(peek(_FACTORIAL)))
+
+
+def _show_gpio(out: _Report, guest: Guest, card: GpioPciIdio16) -> None:
+    """A real kernel driver, both directions, and interrupts."""
+    out.heading("gpio-pci-idio-16: Linux's own driver, its outputs, inputs and interrupts")
+    found = _on_bus(guest, card)
+    base, lines = str(guest.run(f"cd {found.path}/gpio/gpiochip*; cat base ngpio")).split()
+    first = int(base)
+    out.guest(f"has a GPIO chip, /sys/class/gpio/gpiochip{first}", f"{lines} lines")
+
+    output = _export(guest, first + 3, "OUT3")
+    guest.run(f"echo 1 >{output}/value")
+    out.guest(f"echo 1 >{output}/value")
+    out.python("card.outputs", f"{card.outputs:#06x}")
+
+    inputs = [_export(guest, first + _FIRST_INPUT + number, f"IIN{number}") for number in (0, 2)]
+    # Whoever waits for edges makes the driver turn the card's interrupt on.
+    guest.run(f"echo both >{inputs[0]}/edge")
+    before = _interrupts(guest, found)
+    card.set_inputs(0x0005)
+    out.python("card.set_inputs(0x0005)")
+    guest.wait_until(f"grep -q 1 {inputs[1]}/value")
+    values = " ".join(str(guest.run(f"cat {path}/value")) for path in inputs)
+    out.guest("reads inputs 0 and 2", values)
+    out.guest("/proc/interrupts counts for the card", f"{before} -> {_interrupts(guest, found)}")
+
+
+def _export(guest: Guest, number: int, name: str) -> str:
+    """Makes a line a folder of sysfs, which has the line's name where the driver gave it one."""
+    listing = guest.run(f"cd /sys/class/gpio; echo {number} >export; ls -d {name} gpio{number}", check=False)
+    folder = next(line for line in listing.stdout.splitlines() if line in (name, f"gpio{number}"))
+    return f"/sys/class/gpio/{folder}"
+
+
+def _on_bus(guest: Guest, device: object) -> GuestPciDevice:
+    vendor_id, device_id = getattr(device, "vendor_id", 0), getattr(device, "device_id", 0)
+    return guest.pci_device(vendor_id, device_id)
+
+
+def _bars(found: GuestPciDevice) -> Iterable[str]:
+    for index, resource in enumerate(found.resources[:6]):
+        if resource is not None:
+            kind = f"{resource.size} ports" if resource.is_io else f"{format_size(resource.size)} memory"
+            yield f"BAR{index} {kind}"
+
+
+def _interrupts(guest: Guest, found: GuestPciDevice) -> int:
+    """How often the card's interrupt came; its handler goes by the card's address, or by the driver's name."""
+    names = (found.address, "idio-16")
+    return sum(count for label, count in guest.interrupts().items() if label.endswith(names))
