@@ -10,10 +10,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import message_path, startup
+from bench import dma, message_path, registers, startup
 from bench.report import Figure, environment, format_table, write_json
 
-_SUITES = ("message-path", "startup")
+_SUITES = ("message-path", "startup", "registers", "dma")
 
 
 def _parse() -> argparse.Namespace:
@@ -36,6 +36,8 @@ def main() -> None:
     suites: dict[str, Callable[[], tuple[list[Figure], dict[str, object]]]] = {
         "message-path": lambda: message_path.measure(options.rounds, options.round_trips, options.posted_writes, _say),
         "startup": lambda: startup.measure(options.rounds, _say),
+        "registers": lambda: registers.measure(options.rounds, _say),
+        "dma": _measure_dma,
     }
     _say(", ".join(f"{key} {value}" for key, value in environment().items()))
     figures: list[Figure] = []
@@ -48,6 +50,14 @@ def main() -> None:
     path = options.json or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     write_json(path, figures, measurements)
     _say(f"results: {path}")
+
+
+def _measure_dma() -> tuple[list[Figure], dict[str, object]]:
+    """Its figures have no targets yet: it prints them itself."""
+    dma.accesses()
+    dma.rates(10_000)
+    print(flush=True)
+    return [], {}
 
 
 def _say(text: str) -> None:

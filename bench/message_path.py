@@ -73,7 +73,7 @@ def targets(floor: tuple[str, ...] | None) -> list[Target]:
         Target("memory region", (*serve, "memory")),
         Target("register block", (*serve, "registers")),
         Target("register with hooks", (*serve, "registers"), Register(0, 0xC)),
-        Target("edu's liveness", (sys.executable, "-m", "vfio_user", "serve", "edu", "--quiet", "--socket-path")),
+        Target("edu's liveness", (sys.executable, "-m", "vfio_user", "serve", "edu", "--socket-path")),
     ]
     return [Target(FLOOR, floor), *found] if floor else found
 

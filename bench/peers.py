@@ -90,7 +90,7 @@ def running(command: Sequence[str], address: Path, cpu: int) -> Iterator[subproc
         TimeoutError: it does not listen.
         RuntimeError: it ended by itself.
     """
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         os.sched_setaffinity(process.pid, {cpu})
         deadline = time.monotonic() + _START_TIMEOUT

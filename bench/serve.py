@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
-from vfio_user.pci.registers import Register, RegisterBlock, on_read, on_write
-from vfio_user.regions import MemoryRegion, Region
-from vfio_user.server.device import Device
-from vfio_user.server.server import Server, run_servers
+from vfio_user import MemoryBar, PciDevice, Register, RegisterBlock, Server, on_read, on_write, run_servers
 
-__all__ = ["KINDS"]
+__all__ = ["DEVICES", "MemoryDevice", "RegisterDevice", "Registers"]
 
 
 class Registers(RegisterBlock):
@@ -31,15 +27,27 @@ class Registers(RegisterBlock):
         """Device code at every write."""
 
 
-#: What there is to serve: a region each.
-KINDS: dict[str, Callable[[], Region]] = {"memory": lambda: MemoryRegion(4096), "registers": Registers}
+class MemoryDevice(PciDevice):
+    """Plain memory in BAR 0."""
+
+    vendor_id, device_id, class_code = 0x1234, 0x0001, 0x058000
+    bar0 = MemoryBar(size=4096)
 
 
-def main(kind: str, path: str) -> None:
-    """Serves one of ``KINDS`` until it is told to stop."""
-    device = Device()
-    device.set_region(0, KINDS[kind]())
-    run_servers(Server(device, path))
+class RegisterDevice(PciDevice):
+    """Declared registers in BAR 0."""
+
+    vendor_id, device_id, class_code = 0x1234, 0x0002, 0xFF0000
+    bar0 = MemoryBar(size=4096, registers=Registers)
+
+
+#: What there is to serve.
+DEVICES: dict[str, type[PciDevice]] = {"memory": MemoryDevice, "registers": RegisterDevice}
+
+
+def main(name: str, path: str) -> None:
+    """Serves one of ``DEVICES`` until it is told to stop."""
+    run_servers(Server(DEVICES[name](), path))
 
 
 if __name__ == "__main__":

@@ -69,9 +69,9 @@ def _start_server(address: Path) -> tuple[float, float]:
         RuntimeError: it ended by itself.
         TimeoutError: it does not listen.
     """
-    command = [sys.executable, "-m", "vfio_user", "serve", "edu", "--quiet", "--socket-path", str(address)]
+    command = [sys.executable, "-m", "vfio_user", "serve", "edu", "--socket-path", str(address)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         while not connect(address):
             if process.poll() is not None:
