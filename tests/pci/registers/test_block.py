@@ -137,6 +137,7 @@ def test_counters_saturate_or_wrap_and_are_cleared() -> None:
         errors = Register(0x0, width=8, access=COUNTER)
         frames = Register(0x1, width=8, access=COUNTER_WRAP)
         drops = Register(0x2, width=8, access=COUNTER_RC)
+        named = Register(0x3, width=8, fields=[Field("count", (7, 0), access=COUNTER)])
         pair = Register(0x4, access=COUNTER, fields=[Field("rx", (3, 0)), Field("tx", (7, 4))])
         lanes = Register(0x8, width=8, access=COUNTER, count=2)
 
@@ -146,8 +147,12 @@ def test_counters_saturate_or_wrap_and_are_cleared() -> None:
         block.frames += 1
         block.drops += 1
         block.pair.tx += 1
+        block.named += 1
         block.lanes[1] += 1
     assert (block.errors, block.frames, block.drops, block.pair, list(block.lanes)) == (255, 44, 255, 0xF0, [0, 255])
+    assert block.named.count == 255
+    with pytest.raises(ValueError, match="pair = 0x1000000f0 does not fit 32 bits"):
+        block.pair += 1 << 32
     block.write(0, 1, 99)
     block.write(1, 1, 99)
     block.write(2, 1, 99)

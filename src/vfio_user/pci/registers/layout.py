@@ -21,7 +21,7 @@ from vfio_user.pci.registers.views import Alias, RegisterFile
 if TYPE_CHECKING:
     from vfio_user.pci.registers.block import RegisterBlock
 
-__all__ = ["Layout", "Selector"]
+__all__ = ["Layout", "Selector", "share_bytes"]
 
 
 class Selector(NamedTuple):
@@ -147,7 +147,7 @@ class Layout:
             if open_items:
                 open_items = [other for other in open_items if other.end > item.offset]
                 for other in open_items:
-                    if _share_bytes(other, item) and not _different_banks(other, item):
+                    if share_bytes(other, item) and not _different_banks(other, item):
                         self._share_by_direction(other, item)
             open_items.append(item)
 
@@ -231,7 +231,7 @@ def _elements(item: Declaration, offset: int, end: int) -> Iterator[tuple[Declar
         yield item, index
 
 
-def _share_bytes(first: Declaration, second: Declaration) -> bool:
+def share_bytes(first: Declaration, second: Declaration) -> bool:
     """Whether two rows, whose extents overlap, have a byte in common."""
     if first.elements > second.elements:
         first, second = second, first

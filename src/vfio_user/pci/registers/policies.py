@@ -41,6 +41,7 @@ __all__ = [
     "Combined",
     "ReadEffect",
     "WriteEffect",
+    "named_access",
 ]
 
 
@@ -168,6 +169,23 @@ COUNTER = Access("COUNTER", WriteEffect.CLEARS, overflow="saturate")
 COUNTER_RC = Access("COUNTER_RC", WriteEffect.IGNORED, ReadEffect.CLEARS, overflow="saturate")
 #: Counts modulo its width; any write clears it.
 COUNTER_WRAP = Access("COUNTER_WRAP", WriteEffect.CLEARS, overflow="wrap")
+
+
+_NAMED = {
+    (access.write, access.read, access.overflow): access
+    for access in (RW, RO, WO, RW1C, RW1S, RW1T, W0C, W0S, W1P, RC, RS, RWRC, RSVDZ, COUNTER, COUNTER_RC, COUNTER_WRAP)
+}
+
+
+def named_access(
+    write: WriteEffect, read: ReadEffect = ReadEffect.NONE, overflow: Literal["saturate", "wrap"] | None = None
+) -> Access:
+    """The policy of those effects: one of the named ones above, or a new one with a name that says them."""
+    known = _NAMED.get((write, read, overflow))
+    if known is not None:
+        return known
+    words = [f"write: {write.value}", f"read: {read.value}", *([f"counter: {overflow}s"] if overflow else [])]
+    return Access(f"({', '.join(words)})", write, read, overflow)
 
 
 class Combined:

@@ -199,6 +199,12 @@ class Register(Declaration, Generic[T_co]):
         return any(access.writable for _, access in self.policies)
 
     @property
+    def access_names(self) -> str:
+        """The policies of its fields, or its own if it has none, for tables: ``RO``, or ``RW RW1C``."""
+        fields = [str(field.access or self.access) for field in self.bits]
+        return " ".join(dict.fromkeys(fields or [str(self.access)]))
+
+    @property
     def is_simple(self) -> bool:
         """A single register in which the device can store every value that fits."""
         return self.count is None and self._exact_store
@@ -251,8 +257,8 @@ class Register(Declaration, Generic[T_co]):
                 raise ValueError(self._misfit(self.name, value, self.width))
         else:
             stored = block._values[slot]
-            if self.access.overflow is not None and not self.fields:
-                value = _overflow(self.access, value, self.mask)
+            if len(self.policies) == 1:  # all of it is one counter, with or without a field that says so
+                value = _overflow(self.policies[0][1], value, self.mask)
             if not 0 <= value <= self.mask:
                 raise ValueError(self._misfit(self.name, value, self.width))
             if (stored ^ value) & self.combined.constant:
@@ -306,4 +312,4 @@ class Register(Declaration, Generic[T_co]):
 def _overflow(access: Access, value: int, top: int) -> int:
     if access.overflow == "saturate" and value > top:
         return top
-    return value & top if value >= 0 else value
+    return value & top if access.overflow == "wrap" and value >= 0 else value
