@@ -72,6 +72,7 @@ class EventLoop:
     Attributes:
         is_simple: nothing but (at most) one descriptor is waited for, and no other thread has ever called in. The
             server then receives from its connection directly, which saves a system call a message.
+        on_failure: called with what a callback raised, once that has been logged.
         thread_id: the thread that runs the loop; None before it first did.
         turns: how often ``run_once`` was called.
 
@@ -87,10 +88,12 @@ class EventLoop:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._lock = threading.RLock()
         self._watches: dict[int, Watch] = {}
         self._ready: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
+        self.on_failure: Callable[[Exception], None] | None = None
         self.thread_id: int | None = None
         self.turns = 0
         self._called_from_outside = False
@@ -211,12 +214,13 @@ class EventLoop:
     def close(self) -> None:
         """Closes the loop's own descriptors and forgets all calls. Idempotent."""
         if not self._closed:
-            self._closed = True
+            with self._lock:
+                self._closed = True
+                os.close(self._wake_fd)
             self._watches.clear()
             self._ready.clear()
             self._timers.clear()
             self._epoll.close()
-            os.close(self._wake_fd)
 
     def __del__(self) -> None:
         # A device made and dropped without ever being served has nobody to close its loop.
@@ -232,12 +236,13 @@ class EventLoop:
             if callback is not None:
                 self._call(callback)
 
-    @staticmethod
-    def _call(callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
-        except Exception:
+        except Exception as exc:
             log.exception("a callback of the device failed: %s", getattr(callback, "__qualname__", callback))
+            if self.on_failure is not None:
+                self.on_failure(exc)
 
     def _add_timer(self, timer: Timer) -> None:
         heapq.heappush(self._timers, (timer.deadline, next(self._sequence), timer))
@@ -249,10 +254,14 @@ class EventLoop:
             self._update_simple()
 
     def _update_simple(self) -> None:
-        self.is_simple = not (
-            self._ready or self._timers or self._called_from_outside or self._stopping or len(self._watches) > 1
-        )
+        # In this order: another thread, or a signal handler, first says what it wants and then clears is_simple. What
+        # it said before the look is found here; what it says after the look, it says after is_simple was set.
+        self.is_simple = True
+        if self._ready or self._timers or self._called_from_outside or self._stopping or len(self._watches) > 1:
+            self.is_simple = False
 
     def _wake(self) -> None:
-        if not self._closed:
-            os.eventfd_write(self._wake_fd, 1)
+        # Never after close: the number may be another file's by then. The lock is one a signal handler may take again.
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._wake_fd, 1)
