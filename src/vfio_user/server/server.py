@@ -18,7 +18,7 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,7 +51,8 @@ class Server:
         group: group of the socket file, by name or number.
         loop: the loop to work on; None for one of its own.
         observer: is shown every message.
-        strict: exceptions of device code that are not DeviceError end the server and are raised; for tests.
+        strict: exceptions of device code that are not DeviceError end the server and are raised by ``run``,
+            ``process``, ``serve_async``, ``join`` or the end of a ``with`` statement; for tests.
 
     Attributes:
         address: where it listens.
@@ -64,7 +65,8 @@ class Server:
     Ownership: ``close`` it, or use it in a ``with`` statement: the socket file goes, a connected client is cut off, and
     its mappings and eventfds are dropped. The device stays usable.
 
-    Threading: ``stop`` and ``close`` from any thread; everything else from the one that runs it.
+    Threading: ``stop`` and ``close`` from any thread (``close`` waits for ``run`` to return); everything else from the
+    one that runs it.
     """
 
     def __init__(
@@ -89,10 +91,16 @@ class Server:
         self._watch: Watch | None = None
         self._unmask_watch: Watch | None = None
         self._thread: threading.Thread | None = None
+        #: The thread in ``run`` or ``serve_async``, which alone may take things apart then.
+        self._runner: int | None = None
+        self._on_close: Callable[[], None] | None = None
+        self._finished = threading.Event()
         self._failure: BaseException | None = None
         self._closed = False
         self._listener: Listener = listen(self.address, mode=mode, group=group)
         device.attach(self.loop)
+        if strict:
+            self.loop.on_failure = self._fail
         device.interrupts.on_unmask_fd_changed = self._watch_unmask_fd
         self._wait_for_client()
 
@@ -100,6 +108,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until ``stop``, or until no client can come any more; then closes."""
+        self._runner = threading.get_ident()
         try:
             while not self.loop.is_stopping and not self.is_finished:
                 session = self._session
@@ -109,7 +118,7 @@ class Server:
                     self.loop.run_once(None)
                 self._raise_failure()
         finally:
-            self.close()
+            self._ran()
 
     def start(self) -> Self:
         """Serves on a thread of its own, until ``close``; returns itself.
@@ -119,13 +128,14 @@ class Server:
         """
         if self._thread is not None:
             raise StateError("the server was started already")
-        self._thread = threading.Thread(target=self.run, name=f"vfio-user {self.address}", daemon=True)
+        self._thread = threading.Thread(target=self._run_for_join, name=f"vfio-user {self.address}", daemon=True)
         self._thread.start()
         return self
 
     def process(self) -> None:
         """Does what there is to do now, without waiting."""
-        self.loop.run_once(0.0)
+        if not self._closed:
+            self.loop.run_once(0.0)
         self._raise_failure()
 
     def fileno(self) -> int:
@@ -142,7 +152,9 @@ class Server:
 
         outer = asyncio.get_running_loop()
         turn = asyncio.Event()
-        outer.add_reader(self.fileno(), turn.set)
+        fd = self.fileno()
+        outer.add_reader(fd, turn.set)
+        self._runner, self._on_close = threading.get_ident(), turn.set
         try:
             while not self.loop.is_stopping and not self.is_finished:
                 with contextlib.suppress(TimeoutError):
@@ -150,8 +162,8 @@ class Server:
                 turn.clear()
                 self.process()
         finally:
-            outer.remove_reader(self.fileno())
-            self.close()
+            outer.remove_reader(fd)
+            self._ran()
 
     def join(self) -> None:
         """Waits for the thread of ``start`` to end.
@@ -178,7 +190,13 @@ class Server:
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             self.stop()
             thread.join()
-            return
+        elif self._runner not in (None, threading.get_ident()):
+            self.stop()
+            self._finished.wait()
+        else:
+            self._close()
+
+    def _close(self) -> None:
         if self._closed:
             return
         self._closed = True
@@ -190,6 +208,24 @@ class Server:
         if self._owns_loop:
             self.device.detach()
             self.loop.close()
+        if self._on_close is not None:
+            self._on_close()
+
+    def _ran(self) -> None:
+        """``run`` or ``serve_async`` is over."""
+        try:
+            self._close()
+        finally:
+            self._runner = None
+            self._finished.set()
+
+    def _run_for_join(self) -> None:
+        """The thread of ``start``: what ``run`` raises is kept for ``join``."""
+        try:
+            self.run()
+        except Exception as exc:
+            log.exception("%s: the server ended", self.address)
+            self._failure = exc
 
     def __enter__(self) -> Self:
         return self
@@ -198,6 +234,8 @@ class Server:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+        if kind is None:
+            self._raise_failure()
 
     # One client after another.
 
@@ -221,7 +259,11 @@ class Server:
         self._watch = self.loop.watch(channel.fileno(), self._serve)
         watchdog.add(session)
         log.info("%s: %s connected", self.address, peer)
-        self.device.connected()
+        try:
+            self.device.connected()
+        except Exception as exc:
+            log.exception("the device failed while its client connected")
+            self._fail(exc)
 
     def _serve(self) -> None:
         """The client's socket is ready: to read from, or at last to write to."""
@@ -262,7 +304,7 @@ class Server:
             self._end_session("the server failed")
             if not self._strict:
                 log.exception("%s: the session failed; the client was cut off", session.peer)
-            self._failure = exc if self._strict else None
+            self._fail(exc)
 
     def _end_session(self, why: str) -> None:
         session = self._session
@@ -277,8 +319,9 @@ class Server:
         log.info("%s: %s left: %s", self.address, session.peer, why)
         try:
             self.device.disconnected()
-        except Exception:
+        except Exception as exc:
             log.exception("the device failed while it let go of its client")
+            self._fail(exc)
         if not self._closed:
             self._wait_for_client()
 
@@ -289,6 +332,11 @@ class Server:
             self._unmask_watch = None
         if fd is not None:
             self._unmask_watch = self.loop.watch(fd, self.device.interrupts.unmask_event)
+
+    def _fail(self, exc: Exception) -> None:
+        """Keeps the first thing that failed, to be raised where a strict server runs."""
+        if self._strict and self._failure is None:
+            self._failure = exc
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -319,6 +367,8 @@ def run_servers(*servers: Server) -> None:
             loop = servers[0].loop
             while not loop.is_stopping and not all(server.is_finished for server in servers):
                 loop.run_once(None)
+                for server in servers:
+                    server._raise_failure()
         else:
             for server in servers:
                 server.start()

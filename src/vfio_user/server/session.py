@@ -94,7 +94,6 @@ class Session:
         offer: what this server can take.
         agreement: what was negotiated; None until VERSION has been answered.
         statistics: counts.
-        turns: goes up with everything the session's thread begins; for the watchdog.
 
     Raises (from ``receive``, ``receive_blocking`` and ``flush``):
         ConnectionClosedError: the client is gone, or was sent away because of what it sent. ``close`` the session.
@@ -116,7 +115,7 @@ class Session:
         self.offer = OFFER
         self.agreement: Agreement | None = None
         self.statistics = SessionStatistics()
-        self.turns = 0
+        self._receptions = 0
         #: The client takes no notice of errors and waits for a full reply: see ``commands.placeholder_reply``.
         self.ignores_errors = False
         self._channel = channel
@@ -134,6 +133,11 @@ class Session:
     def thread_id(self) -> int | None:
         """The thread it runs on; for the watchdog."""
         return self.device.loop.thread_id
+
+    @property
+    def turns(self) -> int:
+        """Goes up with everything its thread begins: receptions, and the loop's timers and calls; for the watchdog."""
+        return self._receptions + self.device.loop.turns
 
     # The shell.
 
@@ -176,7 +180,7 @@ class Session:
             except OSError as exc:
                 raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
             if count and not ancdata and not flags & socket.MSG_CTRUNC:
-                self.turns += 1
+                self._receptions += 1
                 room = whole if self._consume(count) else self._room()
             else:
                 self._received(count, ancdata, flags)
@@ -211,7 +215,7 @@ class Session:
         return [self._whole_buffer[0][end:]] if end else self._whole_buffer
 
     def _received(self, count: int, ancdata: list[tuple[int, int, bytes]], flags: int) -> None:
-        self.turns += 1
+        self._receptions += 1
         try:
             fds = ancillary_fds(ancdata, flags)
             if not count:
