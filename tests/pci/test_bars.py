@@ -288,3 +288,36 @@ def test_factory_is_given_its_device() -> None:
     card = Card()
     build_function(card)
     assert given == [card]
+
+
+def test_one_handler_serves_two_bars() -> None:
+    seen: list[int] = []
+
+    class Card(Base):
+        bar0 = MemoryBar(4096, registers=Registers)
+        bar1 = MemoryBar(4096, registers=Registers)
+
+        @bar0.on_write("liveness")
+        @bar1.on_write("liveness")
+        def handler(self, value: int) -> None:
+            seen.append(value)
+
+    regions = function(Card).regions
+    regions[0].write(4, 4, 10)
+    regions[1].write(4, 4, 11)
+    assert seen == [10, 11]
+
+
+def test_decorators_of_one_handler_run_in_the_order_they_are_read() -> None:
+    seen: list[int] = []
+
+    class Card(Base):
+        bar0 = MemoryBar(4096, registers=Registers)
+
+        @bar0.on_write("status")
+        @bar0.on_write("status.raise_irq")
+        def handler(self, value: int) -> None:
+            seen.append(value)
+
+    function(Card).regions[0].write(0x20, 4, 0x80)
+    assert seen == [0x80, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.pci.walker import capabilities, extended_capabilities, size_bars
 
@@ -94,6 +94,7 @@ def test_independent_walker_finds_everything() -> None:
     ]
 
 
+@settings(max_examples=40)  # each builds everything
 @given(
     accesses=st.lists(
         st.tuples(st.integers(0, 0x300), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**64 - 1)), max_size=60

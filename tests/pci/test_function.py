@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.pci.walker import Found, SizedBar, capabilities, extended_capabilities, size_bars
 
@@ -326,6 +326,7 @@ _ACCESSES = st.lists(
 )
 
 
+@settings(max_examples=60)
 @given(accesses=_ACCESSES)
 def test_no_write_fails_and_what_is_read_only_never_changes(accesses: list[tuple[int, int, int]]) -> None:
     config = build_function(Card()).config
