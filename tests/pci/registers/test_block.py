@@ -472,11 +472,16 @@ def test_instances_share_nothing() -> None:
     assert (two.scratch, two.timers[0].control, two.outputs[0]) == (0, 0, 0)
 
 
-def test_one_place_is_compiled_once_and_unmodelled_ones_are_not_kept() -> None:
+def test_one_place_is_compiled_once_and_a_sweep_does_not_fill_our_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfio_user.pci.registers.block._TABLE_CAPACITY", 100)
     block = Block(size=1 << 20)
-    for offset in range(0x1000, 0x2000, 4):
-        block.read(offset, 4)
-    assert len(block._readers) == 0
     block.read(0x4, 4)
-    block.read(0x4, 4)
-    assert len(block._readers) == 1
+    reader = block._readers[0x4 << 4 | 4]
+    for offset in range(0x1000, 0x1000 + 99):
+        block.read(offset, 1)
+    assert block._readers[0x4 << 4 | 4] is reader
+    assert len(block._readers) == 100
+    block.scratch = 5
+    for offset in range(0x1000, 0x2000):
+        assert (block.read(offset, 1), block.read(0x4, 4)) == (0, 5)
+    assert len(block._readers) <= 100

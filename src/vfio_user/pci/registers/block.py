@@ -32,6 +32,11 @@ from vfio_user.regions import Region
 __all__ = ["Placement", "RegisterBlock"]
 
 
+#: Functions a block keeps of each direction, about 200 bytes apiece: which places are accessed is the client's choice,
+#: and must not fill our memory. A driver of the largest register maps uses some thousands.
+_TABLE_CAPACITY = 16384
+
+
 class Placement(NamedTuple):
     """A region placed in a block at run time."""
 
@@ -340,10 +345,7 @@ class RegisterBlock(Region, metaclass=_Blocks):
 
 
 class _Table(dict[int, Any]):
-    """Functions by ``offset << 4 | size``, made when they are first wanted.
-
-    Accesses that meet no register at all are not kept: their number is the client's choice.
-    """
+    """Functions by ``offset << 4 | size``, made when they are first wanted."""
 
     __slots__ = ("_block", "_make")
 
@@ -353,10 +355,9 @@ class _Table(dict[int, Any]):
 
     def __missing__(self, key: int) -> Any:
         offset, size = key >> 4, key & 15
-        function = self._make(self._block, offset, size)
-        block = self._block
-        if any(True for _ in type(block).layout.find(offset, size)):
-            self[key] = function
+        if len(self) >= _TABLE_CAPACITY:
+            self.clear()  # only a client that sweeps gets here, and it does not come back for what it swept
+        function = self[key] = self._make(self._block, offset, size)
         return function
 
 

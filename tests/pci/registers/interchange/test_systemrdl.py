@@ -78,7 +78,7 @@ addrmap features {
     external mem { mementries = 16; memwidth = 32; } buffer @ 0x80;
     inner big @ 0x100;
     inner row[2] @ 0x140 += 8;
-    reg { shared; name = "Shared"; desc = "by   all"; field { hw = r; } s[4] = 3; field { hw = r; } t[4]; t->reset = s; }
+    reg { shared; name = "Shared"; desc = "by  all"; field { hw = r; } s[4] = 3; field { hw = r; } t[4]; t->reset = s; }
         common @ 0x180;
     reg { field {} v[32]; } control_ @ 0x190;
     reg { field {} v[32]; } CONTROL_ @ 0x194;
