@@ -131,3 +131,16 @@ def test_bar_without_room_is_refused() -> None:
         DefinitionError, match=r"bar 0 of 0x2000 bytes .* has no 8192 bytes free behind its 0x1008 used"
     ):
         places(msix=MsiX(vectors=512, bar=0), bar0=MemoryBar(8 << 10, registers=Registers))
+
+
+def test_the_table_leaves_room_for_the_pending_bits() -> None:
+    # On a page of its own the table would fill the BAR to its end.
+    assert places(msix=MsiX(vectors=512, bar=0), bar0=MemoryBar(16 << 10, registers=Registers)) == (0x1010, 0x3010)
+
+
+def test_equal_offsets_of_two_bars_are_no_overlap() -> None:
+    assert places(
+        msix=MsiX(vectors=4, bar=0, table_offset=0, pba_bar=1, pba_offset=0),
+        bar0=MemoryBar(4096),
+        bar1=MemoryBar(4096),
+    ) == (0, 1)
