@@ -12,6 +12,8 @@ import pytest
 from vfio_user import errors
 from vfio_user.errors import (
     Busy,
+    CommandError,
+    CommandTimeoutError,
     DeviceError,
     DmaAccess,
     DmaExists,
@@ -123,6 +125,26 @@ def test_every_device_error_has_its_errno_in_the_tree() -> None:
     assert len(drawn) == 7
     for name, number in drawn:
         assert FAMILY[name]().reply_errno == getattr(errno, number), name
+
+
+def test_a_refused_command_says_which_and_why() -> None:
+    error = CommandError(errno.EPERM, 9, "REGION_READ of 4 bytes at 0x10 of BAR0")
+    assert (error.errno, error.command, error.request) == (errno.EPERM, 9, "REGION_READ of 4 bytes at 0x10 of BAR0")
+    assert str(error) == (
+        "[Errno 1] the server refused REGION_READ of 4 bytes at 0x10 of BAR0: Operation not permitted"
+    )
+    assert isinstance(error, OSError)
+
+
+@pytest.mark.parametrize(
+    ("sent", "number"), [(0, errno.EIO), (4095, 4095), (4096, errno.EIO), (0xFFFF_FFFF, errno.EIO)]
+)
+def test_a_refusal_without_an_errno_is_an_input_output_error(sent: int, number: int) -> None:
+    assert CommandError(sent, 13, "DEVICE_RESET").errno == number
+
+
+def test_a_command_without_an_answer_is_a_timeout() -> None:
+    assert issubclass(CommandTimeoutError, TimeoutError)
 
 
 def test_a_limit_says_which() -> None:

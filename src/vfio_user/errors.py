@@ -12,6 +12,8 @@
     ├─ AddressError (ValueError)     the text of an address means nothing
     ├─ ConnectError                  a socket could not be made, bound or connected
     ├─ ConnectionClosedError         the peer is gone
+    ├─ CommandError (OSError)        a client: the server refused a command
+    ├─ CommandTimeoutError (TimeoutError)  a client: the server did not answer in time
     ├─ DeviceError (OSError)         the one error device code raises; errno goes on the wire
     │  ├─ InvalidAccess              EINVAL
     │  ├─ ReadOnly                   EPERM
@@ -40,6 +42,8 @@ import os
 __all__ = [
     "AddressError",
     "Busy",
+    "CommandError",
+    "CommandTimeoutError",
     "ConnectError",
     "ConnectionClosedError",
     "DefinitionError",
@@ -115,6 +119,31 @@ class ConnectError(VfioUserError):
 
 class ConnectionClosedError(VfioUserError):
     """The peer closed the connection, or the connection broke."""
+
+
+class CommandError(VfioUserError, OSError):
+    """A command of a client failed: the server's reply carried an errno.
+
+    Args:
+        errno_: what the reply carried. What is no errno counts as EIO: 0, which some servers send, or over 4095.
+        command: the number of the command.
+        request: the command in words, as "REGION_READ of 4 bytes at 0x10 of BAR0".
+
+    Attributes:
+        errno: 1 to 4095.
+        command: as given.
+        request: as given.
+    """
+
+    def __init__(self, errno_: int, command: int, request: str) -> None:
+        number = errno_ if 1 <= errno_ <= 4095 else errno.EIO
+        super().__init__(number, f"the server refused {request}: {os.strerror(number)}")
+        self.command = command
+        self.request = request
+
+
+class CommandTimeoutError(VfioUserError, TimeoutError):
+    """The server did not answer a command in time. The connection stays usable, unless the text says otherwise."""
 
 
 class DeviceError(VfioUserError, OSError):

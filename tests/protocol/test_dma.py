@@ -1,6 +1,9 @@
-"""DMA_MAP and DMA_UNMAP."""
+"""DMA_MAP, DMA_UNMAP, DMA_READ and DMA_WRITE."""
 
 from __future__ import annotations
+
+import errno
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from tests.support.numbers import u32, u64
 
 from vfio_user.errors import RemoteProtocolError
 from vfio_user.protocol.constants import DmaMapFlags, DmaUnmapFlags
-from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.dma import DmaMap, DmaRead, DmaReadReply, DmaUnmap, DmaWrite, DmaWriteReply
 
 READ_WRITE = DmaMapFlags.READ | DmaMapFlags.WRITE
 NO_FLAGS = DmaUnmapFlags(0)
@@ -51,6 +54,18 @@ TABLE = [
         DmaUnmap(NO_FLAGS, 0x1000, 0x2000, argsz=1 << 20),
         "00001000 00000000 0010000000000000 0020000000000000",
     ),
+    Case("read", DmaRead(0x1122_0000_3344, 0x1_0000_0005), "4433000022110000 0500000001000000"),
+    Case("read reply", DmaReadReply(0x1000, b"abc"), "0010000000000000 0300000000000000 616263", longer=False),
+    Case("read reply, nothing", DmaReadReply(0x1000, b""), "0010000000000000 0000000000000000", longer=False),
+    Case("write", DmaWrite(0x1000, b"abc"), "0010000000000000 0300000000000000 616263"),
+    Case("write, nothing", DmaWrite(0x1000, b""), "0010000000000000 0000000000000000"),
+    Case(
+        "write reply",
+        DmaWriteReply(0x1000, 3),
+        "0010000000000000 0300000000000000",
+        longer=False,
+        shorter=frozenset([0, 12]),
+    ),
 ]
 
 
@@ -90,6 +105,28 @@ def test_unmapping_everything_names_no_range(iova: int, size: int) -> None:
         DmaUnmap.decode(DmaUnmap(DmaUnmapFlags.ALL, iova, size).encode())
 
 
+@pytest.mark.parametrize(
+    ("payload", "reply"),
+    [
+        ("", DmaWriteReply(None, None)),
+        ("0010000000000000 03000000", DmaWriteReply(0x1000, 3)),
+        ("0010000000000000 0300000000000000", DmaWriteReply(0x1000, 3)),
+    ],
+)
+def test_write_replies_of_three_generations(payload: str, reply: DmaWriteReply) -> None:
+    assert DmaWriteReply.decode(bytes.fromhex(payload)) == reply
+
+
+def test_a_write_reply_that_says_nothing() -> None:
+    assert DmaWriteReply(None, None).encode() == b""
+
+
+def test_a_write_that_counts_more_than_it_brings() -> None:
+    with pytest.raises(RemoteProtocolError, match="3 bytes of data came for a count of 4") as caught:
+        DmaWrite.decode(bytes.fromhex("0010000000000000 0400000000000000 616263"))
+    assert caught.value.errno_hint == errno.E2BIG
+
+
 @given(st.builds(DmaMap, u32.map(DmaMapFlags), u64, u64, u64))
 def test_map_round_trip(message: DmaMap) -> None:
     assert DmaMap.decode(message.encode()) == message
@@ -100,9 +137,17 @@ def test_unmap_round_trip(message: DmaUnmap) -> None:
     assert DmaUnmap.decode(message.encode()) == message
 
 
-@pytest.mark.parametrize("kind", [DmaMap, DmaUnmap])
+@given(st.builds(DmaReadReply, u64, st.binary(max_size=64)) | st.builds(DmaWrite, u64, st.binary(max_size=64)))
+def test_transfer_round_trip(message: DmaReadReply | DmaWrite) -> None:
+    assert type(message).decode(message.encode()) == message
+
+
+MESSAGES = [DmaMap, DmaUnmap, DmaRead, DmaReadReply, DmaWrite, DmaWriteReply]
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
 @given(data=st.binary(max_size=48))
-def test_any_bytes(kind: type[DmaMap | DmaUnmap], data: bytes) -> None:
+def test_any_bytes(kind: Any, data: bytes) -> None:
     try:
         message = kind.decode(data)
     except RemoteProtocolError:

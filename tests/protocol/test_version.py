@@ -15,7 +15,7 @@ from tests.support.numbers import u16
 from vfio_user.errors import VersionError
 from vfio_user.protocol.constants import HEADER_SIZE
 from vfio_user.protocol.header import command_header, reply_header
-from vfio_user.protocol.version import Agreement, Capabilities, VersionMessage, answer
+from vfio_user.protocol.version import Agreement, Capabilities, VersionMessage, answer, conclude, propose
 
 # What a server of this package offers.
 OFFER = Capabilities(max_msg_fds=16, write_multiple=True)
@@ -387,3 +387,71 @@ def test_any_depth(key: str) -> None:
 
 def test_the_header_is_not_part_of_the_payload() -> None:
     assert HEADER_SIZE + VersionMessage.decode(QEMU).payload_size == 214  # type: ignore[operator]
+
+
+# The client's side.
+
+
+def judged(payload: bytes, request: VersionMessage | None = None) -> Agreement:
+    """What a client that proposed 0.0, or that, makes of a reply."""
+    return conclude(request or propose(OFFER), VersionMessage.decode(payload))
+
+
+def test_a_request_says_the_limits_and_what_is_unusual() -> None:
+    assert propose(Capabilities()).encode() == (
+        b'\0\0\0\0{"capabilities":{"max_msg_fds":1,"max_data_xfer_size":1048576}}\0'
+    )
+    unusual = Capabilities(16, 4096, max_dma_maps=8, pgsizes=0x20_1000, write_multiple=True)
+    assert propose(unusual, minor=2).encode() == (
+        b'\0\0\2\0{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":4096,"max_dma_maps":8,"pgsizes":2101248,'
+        b'"write_multiple":true}}\0'
+    )
+
+
+def test_both_halves_agree() -> None:
+    request = propose(OFFER, minor=1)
+    reply, theirs = answer(request, OFFER)
+    ours = judged(reply.encode(), request)
+    assert ours == theirs
+    assert (ours.minor, ours.server.write_multiple, ours.server.max_msg_fds) == (1, True, 16)
+
+
+def test_replies_of_real_servers() -> None:
+    agreement = judged(LIBVFIO_USER_REPLY, propose(OFFER, minor=2))
+    assert agreement.server.max_msg_fds == 8
+    assert not agreement.server.twin_socket, "nobody asked for one"
+    assert judged(b"\0\0\0\0").server == Capabilities()
+
+
+def test_a_server_cannot_give_what_was_not_asked_for() -> None:
+    request = propose(Capabilities())
+    assert not judged(proposal(write_multiple=True), request).server.write_multiple
+    asked = VersionMessage(0, 0, {"twin_socket": {"supported": True}})
+    assert judged(proposal(twin_socket={"supported": True}), asked).server.twin_socket
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        (b"\1\0\0\0", "answers 0.0 with 1.0; it must be 0.0 to 0.0"),
+        (b"\0\0\1\0", "answers 0.0 with 0.1"),
+        (proposal(max_data_xfer_size=(64 << 20) + 1), "max_data_xfer_size is 67108865; at most 67108864"),
+        (proposal(max_dma_maps=65536), "max_dma_maps is 65536; at most 65535"),
+        (proposal(pgsizes=0), "pgsizes are 0x0"),
+        (proposal(pgsizes=0x1800), "pgsizes are 0x1800; each must be at least 4096"),
+        (proposal(write_multiple=1), "write_multiple is 1"),
+        (proposal(max_msg_fds=8.0), "max_msg_fds is 8.0"),
+        (b"\0\0", "shorter than the 4"),
+    ],
+)
+def test_replies_a_client_refuses(payload: bytes, why: str) -> None:
+    with pytest.raises(VersionError, match=why):
+        judged(payload)
+
+
+@pytest.mark.parametrize(
+    "capabilities", [{"max_data_xfer_size": 64 << 20}, {"max_dma_maps": 65535}, {"pgsizes": 1 << 63}]
+)
+def test_the_most_a_server_may_say(capabilities: dict[str, int]) -> None:
+    ((name, value),) = capabilities.items()
+    assert getattr(judged(proposal(**capabilities)).server, name) == value

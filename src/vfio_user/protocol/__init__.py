@@ -17,7 +17,7 @@ the stream into messages and keeps descriptors with theirs. One module holds the
                REGION_WRITE, REGION_WRITE_MULTI
     interrupts DEVICE_GET_IRQ_INFO, DEVICE_SET_IRQS              client    irq
     memory     DMA_MAP, DMA_UNMAP                                client    dma
-               DMA_READ, DMA_WRITE                               server    (to come)
+               DMA_READ, DMA_WRITE                               server    dma
     the rest   DEVICE_GET_REGION_IO_FDS, DIRTY_PAGES,            client    (to come)
                DEVICE_FEATURE, MIG_DATA_READ, MIG_DATA_WRITE
 
@@ -68,7 +68,7 @@ from vfio_user.protocol.constants import (
     RegionIndex,
 )
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
-from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.dma import DmaMap, DmaRead, DmaReadReply, DmaUnmap, DmaWrite, DmaWriteReply
 from vfio_user.protocol.framing import FrameBuffer, close_fds
 from vfio_user.protocol.header import Header, command_header, command_name, error_reply, reply_header
 from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
@@ -83,7 +83,7 @@ from vfio_user.protocol.region import (
     RegionWriteMulti,
     WriteMultiReply,
 )
-from vfio_user.protocol.version import Agreement, Capabilities, VersionMessage, answer
+from vfio_user.protocol.version import Agreement, Capabilities, VersionMessage, answer, conclude, propose
 
 __all__ = [
     "DEFAULT_MAX_DATA_XFER_SIZE",
@@ -104,8 +104,12 @@ __all__ = [
     "DeviceInfoRequest",
     "DmaMap",
     "DmaMapFlags",
+    "DmaRead",
+    "DmaReadReply",
     "DmaUnmap",
     "DmaUnmapFlags",
+    "DmaWrite",
+    "DmaWriteReply",
     "FrameBuffer",
     "Header",
     "HeaderFlags",
@@ -131,6 +135,8 @@ __all__ = [
     "close_fds",
     "command_header",
     "command_name",
+    "conclude",
     "error_reply",
+    "propose",
     "reply_header",
 ]

@@ -1,8 +1,8 @@
 """VERSION: the first message of a connection, and what the two ends agree on with it.
 
 The payload is a major and a minor number and, optionally, a NUL-terminated JSON text ``{"capabilities": {...}}``.
-``VersionMessage`` is that text and nothing more; ``Capabilities`` is one side's proposal, validated; ``answer`` is a
-server's reply to a client.
+``VersionMessage`` is that text and nothing more; ``Capabilities`` is one side's proposal, validated. A client makes its
+request with ``propose`` and judges the reply with ``conclude``; in between, ``answer`` makes a server's reply.
 
 Spec: "VFIO_USER_VERSION". Known peers: QEMU sends 0.0 and refuses a reply of another minor or longer than its own
 request; SPDK sends no JSON; the rust client cannot do without JSON in the reply; libvfio-user offers 0.2.
@@ -25,7 +25,7 @@ from vfio_user.protocol.constants import (
 )
 from vfio_user.protocol.payload import Bytes
 
-__all__ = ["MAJOR", "MAX_MINOR", "Agreement", "Capabilities", "VersionMessage", "answer"]
+__all__ = ["MAJOR", "MAX_MINOR", "Agreement", "Capabilities", "VersionMessage", "answer", "conclude", "propose"]
 
 #: The only major version there is.
 MAJOR = 0
@@ -35,6 +35,11 @@ MAX_MINOR = 2
 
 #: More descriptors than any message can carry; libvfio-user refuses more, so do we.
 _MAX_MSG_FDS_LIMIT = 1024
+
+#: The largest transfer, in bytes, and the most mappings QEMU lets a server announce. A server that says more cannot be
+#: used with it, so a client of this package does not get used to it, either.
+_MAX_DATA_XFER_SIZE_LIMIT = 64 << 20
+_MAX_DMA_MAPS_LIMIT = 65535
 
 _NUMBERS = struct.Struct("<HH")
 
@@ -153,6 +158,66 @@ class Agreement:
     minor: int
     client: Capabilities
     server: Capabilities
+
+
+def propose(offer: Capabilities, *, minor: int = 0) -> VersionMessage:
+    """A client's request.
+
+    The two limits every server understands always go, and what differs from its default. (The rust server cannot do
+    without JSON; libvfio-user refuses a ``migration`` it does not like, so that is never said.)
+
+    Args:
+        offer: what this client can take.
+        minor: the newest minor version it speaks.
+    """
+    capabilities: dict[str, Any] = {
+        "max_msg_fds": offer.max_msg_fds,
+        "max_data_xfer_size": offer.max_data_xfer_size,
+    }
+    if offer.max_dma_maps != DEFAULT_MAX_DMA_MAPS:
+        capabilities["max_dma_maps"] = offer.max_dma_maps
+    if offer.pgsizes != DEFAULT_PAGE_SIZES:
+        capabilities["pgsizes"] = offer.pgsizes
+    if offer.write_multiple:
+        capabilities["write_multiple"] = True
+    return VersionMessage(MAJOR, minor, capabilities)
+
+
+def conclude(request: VersionMessage, reply: VersionMessage) -> Agreement:
+    """What a client makes of a server's reply.
+
+    Keys nobody asked for are tolerated, since libvfio-user sends some, and have no effect.
+
+    Raises:
+        VersionError: the version is not one the client proposed, a capability is malformed, or beyond what QEMU takes:
+            transfers over 64 MiB, more than 65535 mappings, pages under 4096 bytes.
+    """
+    if reply.major != MAJOR or reply.minor > request.minor:
+        raise VersionError(
+            f"VERSION: the server answers {request.major}.{request.minor} with {reply.major}.{reply.minor}; "
+            f"it must be 0.0 to 0.{request.minor}"
+        )
+    server = Capabilities.parse(reply.capabilities)
+    if server.max_data_xfer_size > _MAX_DATA_XFER_SIZE_LIMIT:
+        raise VersionError(
+            f"VERSION: the server's max_data_xfer_size is {server.max_data_xfer_size}; "
+            f"at most {_MAX_DATA_XFER_SIZE_LIMIT} can be used"
+        )
+    if server.max_dma_maps > _MAX_DMA_MAPS_LIMIT:
+        raise VersionError(
+            f"VERSION: the server's max_dma_maps is {server.max_dma_maps}; at most {_MAX_DMA_MAPS_LIMIT} can be used"
+        )
+    if server.pgsizes == 0 or server.pgsizes % DEFAULT_PAGE_SIZES:
+        raise VersionError(
+            f"VERSION: the server's pgsizes are {server.pgsizes:#x}; each must be at least {DEFAULT_PAGE_SIZES}"
+        )
+    client = Capabilities.parse(request.capabilities)
+    agreed = replace(
+        server,
+        write_multiple=server.write_multiple and client.write_multiple,
+        twin_socket=server.twin_socket and client.twin_socket,
+    )
+    return Agreement(reply.minor, client, agreed)
 
 
 def answer(request: VersionMessage, offer: Capabilities) -> tuple[VersionMessage, Agreement]:
