@@ -132,6 +132,18 @@ def test_constants_are_not_even_the_devices_to_change() -> None:
     assert (block.version, block.mixed) == (3, 0x25)
 
 
+def test_an_alias_of_a_constant_is_no_way_around_it() -> None:
+    class Fixed(RegisterBlock):
+        version = Register(0x0, access=CONST, reset=3, fields=[Field("major", (3, 0))])
+        again = Alias(version, 0x4, access=RW)
+
+    block = Fixed()
+    with pytest.raises(AttributeError, match=r"version .* is CONST"):
+        block.again = 4
+    with pytest.raises(AttributeError, match=r"version .* is CONST"):
+        block.again.major = 4
+
+
 def test_counters_saturate_or_wrap_and_are_cleared() -> None:
     class Statistics(RegisterBlock):
         errors = Register(0x0, width=8, access=COUNTER)

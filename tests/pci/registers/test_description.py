@@ -79,6 +79,7 @@ def test_accesses_in_words() -> None:
     assert describe_access(Block, 0x5, 1, 0x1) == "status[15:8] = 0x1"
     assert describe_access(Block, 0x0, 8, 0x1_0000_0003) == "version = 0x3, status = 0x1 (computing=1 raise_irq=0)"
     assert describe_access(Block, 0x42, 4, 0x1234_5678) == "channels[1].control[31:16] = 0x5678"
+    assert describe_access(Block, 0x1E, 4, 0x5678_0000) == "channels[0].control[15:0] = 0x5678"
     assert describe_access(Block, 0x10, 1, 5, writing=True) == "thr = 0x5"
     assert describe_access(Block, 0x14, 4, 5) == "0x14 = 0x5"
     assert describe_access(Big, 0x0, 4, 0x4433_2211) == "word = 0x11223344 (low=0x44)"

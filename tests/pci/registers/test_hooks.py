@@ -133,6 +133,42 @@ def test_before_write_replaces_and_refuses() -> None:
     assert isinstance(owner.calls[0][0], Mode)
 
 
+def test_a_store_in_before_write_is_what_the_write_finds() -> None:
+    hooks = Hooks()
+    block: Block
+
+    @hooks.before_write("status")
+    def late(self: Owner) -> None:
+        block.status = 0xF00
+
+    @hooks.on_write("status")
+    def told(self: Owner, new: int, old: int) -> None:
+        self.calls.append((new, old))
+
+    block, owner = bound(hooks)
+    block.write(0x4, 4, 0x100)
+    assert owner.calls == [(0xE00, 0xF00)]
+
+
+def test_decorators_of_one_handler_run_as_they_are_read() -> None:
+    class Ordered(RegisterBlock):
+        control = Register(0x0, fields=[Field("low", (7, 0)), Field("high", (15, 8))])
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[int] = []
+
+        @on_write("control.high")
+        @on_write("control")
+        @on_write("control.low")
+        def note(self, new: int) -> None:
+            self.calls.append(new)
+
+    block = Ordered()
+    block.write(0x0, 2, 0x0201)
+    assert block.calls == [0x02, 0x0201, 0x01]
+
+
 def test_on_read_may_answer_and_after_read_knows_what_was_read() -> None:
     hooks = Hooks()
     block: Block

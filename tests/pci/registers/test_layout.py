@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vfio_user.errors import RegisterDefinitionError
@@ -22,6 +22,8 @@ from vfio_user.pci.registers import (
     RegisterBlock,
     RegisterFile,
     ResetKind,
+    on_read,
+    on_write,
 )
 
 
@@ -211,6 +213,7 @@ def test_an_interleaved_pair_of_arrays_is_no_overlap() -> None:
     assert block.size == 0x1200
 
 
+@example(first=(0, 1, 3, 7), second=(4, 8, 3, 0))  # the second lies over a later element of the first
 @given(
     first=st.tuples(st.integers(0, 40), st.sampled_from([1, 2, 4, 8]), st.integers(1, 5), st.integers(0, 12)),
     second=st.tuples(st.integers(0, 40), st.sampled_from([1, 2, 4, 8]), st.integers(1, 5), st.integers(0, 12)),
@@ -249,6 +252,26 @@ def test_a_read_only_and_a_write_only_register_share_an_offset() -> None:
     uart.write(0, 1, 0xAA)
     assert uart.read(0, 1) == 0x55
     assert (uart.rbr, uart.thr) == (0x55, 0xAA)
+
+
+def test_hooks_of_the_register_of_the_other_direction_stay_silent() -> None:
+    told: list[str] = []
+
+    class Hooked(Uart):
+        @on_read("thr")
+        @on_write("rbr")
+        def wrong(self) -> None:
+            told.append("wrong")
+
+        @on_write("thr")
+        @on_read("rbr")
+        def right(self) -> None:
+            told.append("right")
+
+    uart = Hooked()
+    uart.write(0, 1, 1)
+    uart.read(0, 1)
+    assert told == ["right", "right"]
 
 
 def test_a_bank_answers_when_it_is_selected_by_anyone() -> None:

@@ -236,10 +236,10 @@ def share_bytes(first: Declaration, second: Declaration) -> bool:
     if first.elements > second.elements:
         first, second = second, first
     if first.stride == second.stride and first.elements > 1:
-        # Same stride: all elements that face each other do so alike. One pair in the common range decides, and the
-        # partner may be the element before or after.
+        # Same stride: all elements that face each other do so alike. The first pair in the common range decides, and
+        # its partner begins before or after the second row does.
         index = max(0, (second.offset - first.offset) // first.stride)
-        candidates = range(max(0, index - 1), min(index + 2, first.elements))
+        candidates = range(index, min(index + 2, first.elements))
     else:
         candidates = range(first.elements)
     for index in candidates:

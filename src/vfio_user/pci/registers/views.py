@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, overload
 
 from vfio_user.pci.registers._text import here
 from vfio_user.pci.registers.declaration import Declaration
+from vfio_user.pci.registers.fields import Field
 from vfio_user.pci.registers.policies import Access
 from vfio_user.pci.registers.register import Register
 from vfio_user.pci.registers.values import BlockArray
@@ -65,7 +66,14 @@ class Alias(Register[T_co]):
         if self._own_access is not None:
             self.access = self.reserved = self._own_access
             self._set_fields(tuple(field.with_access(self._own_access) for field in target.fields))
-            self._exact_store = target._exact_store  # the device's side of an alias is that of its register
+
+    def store(self, block: RegisterBlock, slot: int, value: int) -> None:
+        """See ``Register.store``: the device's side of an alias is that of its register."""
+        self.target.store(block, slot, value)
+
+    def store_field(self, block: RegisterBlock, slot: int, field: Field, number: int) -> None:
+        """See ``Register.store_field``."""
+        self.target.store_field(block, slot, self.target.fields_by_name[field.name], number)
 
     def showing(self, target: Register[Any]) -> Self:
         """This alias for a class whose register of that name is ``target``."""
