@@ -216,16 +216,21 @@ class Session:
 
     def _received(self, count: int, ancdata: list[tuple[int, int, bytes]], flags: int) -> None:
         self._receptions += 1
+        frames = self._frames
         try:
             fds = ancillary_fds(ancdata, flags)
-            if not count:
-                close_fds(fds)
-                raise ConnectionClosedError("the client closed the connection")
-            if fds:
-                self._frames.received(count, fds)
-                count = 0
         except FramingError as exc:
-            self._send_away(self._frames.peek_header(), exc)
+            frames.end += count
+            self._send_away(frames.peek_header(), exc)
+        if not count:
+            close_fds(fds)
+            raise ConnectionClosedError("the client closed the connection")
+        if fds:
+            try:
+                frames.received(count, fds)
+            except FramingError as exc:
+                self._send_away(frames.peek_header(), exc)
+            count = 0
         if fds:
             self.consume_ordinarily(0)
         else:
@@ -315,7 +320,7 @@ class Session:
         command = COMMANDS.get(header.command)
         if command is None:
             raise RemoteProtocolError(f"{command_name(header.command)} is no command this server carries out")
-        if not payload and header.command != Command.DEVICE_RESET:
+        if not payload and header.command not in (Command.DEVICE_RESET, Command.VERSION):
             raise RemoteProtocolError(f"{command_name(header.command)} came without its payload")
         return command(self, payload, fds)
 
