@@ -304,7 +304,8 @@ def memory_session(
     def pump() -> None:
         if not ended:
             try:
-                session.receive()
+                while session.receive():
+                    loop.run_once(0)
                 loop.run_once(0)
             except ConnectionClosedError:
                 end()
