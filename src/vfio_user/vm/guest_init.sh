@@ -67,6 +67,9 @@ if [ -e /etc/vfio-user/main ]; then
   [ -z "$channel" ] || printf '\n<<exit %s>>\n' "$status" >&3
 elif [ "$channel" ]; then
   say_ready
-  obey
+  # Not in this process: orphans become children of process 1, and busybox' read forgets the start of a line when one of
+  # them ends in the middle of it.
+  obey &
+  wait $!
 fi
 poweroff -f
