@@ -8,6 +8,7 @@ import re
 from types import ModuleType
 
 import pytest
+
 from tests.support.source import modules
 
 MODULES = modules()

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.support.fds import open_fds
 
+from tests.support.fds import open_fds
 from vfio_user.errors import InvalidAccess
 from vfio_user.interrupts import Interrupts
 from vfio_user.protocol.constants import IrqIndex, IrqInfoFlags, IrqSetFlags

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
 from tests.support.source import PACKAGE, SRC, TESTS, imports, modules
 
 EVERYTHING_ELSE = "errors protocol regions memory interrupts pci hardware transport server client devices drivers trace"

@@ -26,9 +26,12 @@
     ├─ DefinitionError (ValueError)  a device class is declared wrong
     │  └─ RegisterDefinitionError    ... in its registers
     ├─ DeviceNotFoundError           no device answers to that name
+    ├─ DeviceOptionError (ValueError)  a device has no such option, or it cannot take that value
     └─ VmError                       QEMU or the guest kit
        ├─ VmUnavailableError         something is missing on this machine; says what and how to get it
-       └─ VmLaunchError              QEMU did not start; carries command, exit code and output
+       ├─ VmLaunchError              QEMU did not start; carries command, exit code and output
+       ├─ VmTimeoutError (TimeoutError)  a machine or its guest did not do in time what was waited for
+       └─ GuestCommandError          a command in the guest failed, and was not expected to
 
 Whatever else leaves this package is a bug in it, except what device code raises itself: a handler's own
 exception is answered with EIO, logged with its traceback, and the session goes on.
@@ -49,11 +52,13 @@ __all__ = [
     "DefinitionError",
     "DeviceError",
     "DeviceNotFoundError",
+    "DeviceOptionError",
     "DmaAccess",
     "DmaExists",
     "DmaLimit",
     "DmaNotMapped",
     "FramingError",
+    "GuestCommandError",
     "InvalidAccess",
     "LocalProtocolError",
     "ProtocolError",
@@ -66,6 +71,7 @@ __all__ = [
     "VfioUserError",
     "VmError",
     "VmLaunchError",
+    "VmTimeoutError",
     "VmUnavailableError",
 ]
 
@@ -237,6 +243,10 @@ class DeviceNotFoundError(VfioUserError):
     """No device answers to that name; the text offers the nearest one."""
 
 
+class DeviceOptionError(VfioUserError, ValueError):
+    """A device has no such option, needs one that is missing, or cannot take that value."""
+
+
 class VmError(VfioUserError):
     """Something about the virtual machine, rather than the device, failed."""
 
@@ -258,4 +268,26 @@ class VmLaunchError(VmError):
         super().__init__(message)
         self.command = command
         self.exit_code = exit_code
+        self.output = output
+
+
+class VmTimeoutError(VmError, TimeoutError):
+    """The machine or its guest did not do in time what was waited for; the text ends with the console's last lines."""
+
+
+class GuestCommandError(VmError):
+    """A command in the guest ended with a status other than 0.
+
+    Attributes:
+        command: what was run.
+        returncode: its exit status.
+        output: what it wrote, standard error included.
+    """
+
+    def __init__(self, command: str, returncode: int, output: str) -> None:
+        super().__init__(
+            f"guest command {command!r} ended with status {returncode}:\n{output.strip() or '(no output)'}"
+        )
+        self.command = command
+        self.returncode = returncode
         self.output = output

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.cli.support import LAMP, Outcome
 
+from tests.cli.support import LAMP, Outcome
 from vfio_user.cli.main import main
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cli.support import Outcome
 
+from tests.cli.support import Outcome
 from vfio_user.cli import boot
 from vfio_user.cli.boot import parse_device
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 
 import pytest
-from tests.cli.support import Outcome
 
+from tests.cli.support import Outcome
 from vfio_user.devices.registry import SHIPPED
 
 Run = Callable[..., Outcome]

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 
 import pytest
-from tests.cli.support import Outcome
 
+from tests.cli.support import Outcome
 from vfio_user.vm.doctor import Finding
 
 Run = Callable[..., Outcome]

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.cli.support import program
 
+from tests.cli.support import program
 from vfio_user.errors import VmUnavailableError
 from vfio_user.vm import GuestKit, Progress
 

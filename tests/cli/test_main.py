@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from tests.cli.support import Outcome, program
 
+from tests.cli.support import Outcome, program
 from vfio_user._version import __version__
 from vfio_user.cli import main as main_module
 from vfio_user.cli.main import COMMANDS, main

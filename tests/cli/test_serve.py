@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cli.support import Outcome, agree, program, receive, serving
 
+from tests.cli.support import Outcome, agree, program, receive, serving
 from vfio_user.cli.common import runtime_folder
 from vfio_user.devices.registry import SHIPPED
 from vfio_user.protocol.header import command_header

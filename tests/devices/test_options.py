@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.devices.options import DeviceOption, DeviceOptionError, convert, device_options, make_device
-from vfio_user.errors import DefinitionError, InvalidAccess
+from vfio_user.devices.options import DeviceOption, convert, device_options, make_device
+from vfio_user.errors import DefinitionError, DeviceOptionError, InvalidAccess
 from vfio_user.server.device import Device
 
 if TYPE_CHECKING:

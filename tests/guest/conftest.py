@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.guest.support import VmFactory
 
+from tests.guest.support import VmFactory
 from vfio_user.errors import VmUnavailableError
 from vfio_user.vm import GuestKit, Progress
 

@@ -11,10 +11,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from tests.guest.support import VmFactory
 
-from vfio_user.errors import StateError, VmError, VmLaunchError
-from vfio_user.vm import GuestCommandError, GuestKit, VfioUserDevice, VmTimeoutError
+from tests.guest.support import VmFactory
+from vfio_user.errors import GuestCommandError, StateError, VmError, VmLaunchError, VmTimeoutError
+from vfio_user.vm import GuestKit, VfioUserDevice
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from tests.guest.support import VmFactory, wait_for
 from tests.support.fds import no_leaks
-
 from vfio_user import Server
 from vfio_user.devices.edu import Edu
 from vfio_user.devices.gpio_pci_idio_16 import GpioPciIdio16

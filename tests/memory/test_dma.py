@@ -13,8 +13,8 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.memory.guest_files import PAGE, mapped_times, memfd
 
+from tests.memory.guest_files import PAGE, mapped_times, memfd
 from vfio_user.errors import DeviceError, DmaAccess, DmaNotMapped, InvalidAccess
 from vfio_user.memory import DirtyLog, Dma
 from vfio_user.protocol.constants import DmaMapFlags

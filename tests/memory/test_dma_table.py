@@ -12,9 +12,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tests.memory.guest_files import PAGE, mapped_times, memfd
 from tests.support.fds import open_fds
-
 from vfio_user.errors import Busy, DeviceError, DmaExists, DmaLimit, DmaNotMapped
 from vfio_user.memory import MAX_MAPPING_SIZE, AccessMode, DirtyLog, Dma, DmaMapping
 from vfio_user.protocol.constants import DmaMapFlags, DmaUnmapFlags

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.memory.guest_files import PAGE, mapped_times, memfd
 from tests.support.fds import open_fds
-
 from vfio_user.errors import DeviceError, DmaLimit
 from vfio_user.memory.file_cache import FileCache
 from vfio_user.memory.shared_file import FileInfo, MappedFile

@@ -9,8 +9,8 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from tests.memory.guest_files import PAGE, memfd
 
+from tests.memory.guest_files import PAGE, memfd
 from vfio_user.errors import DmaAccess
 from vfio_user.memory.mapping import (
     NOWHERE,

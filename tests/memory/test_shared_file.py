@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.memory.guest_files import PAGE, mapped_times, memfd
 
+from tests.memory.guest_files import PAGE, mapped_times, memfd
 from vfio_user.errors import DeviceError, InvalidAccess
 from vfio_user.memory.shared_file import FileHandle, FileInfo, MappedFile, SharedFile, is_sealed
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pci.walker import capabilities, extended_capabilities, size_bars
 
+from tests.pci.walker import capabilities, extended_capabilities, size_bars
 from vfio_user.pci import (
     AccessControlServices,
     AddressTranslationServices,

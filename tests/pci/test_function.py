@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pci.walker import Found, SizedBar, capabilities, extended_capabilities, size_bars
 
+from tests.pci.walker import Found, SizedBar, capabilities, extended_capabilities, size_bars
 from vfio_user.errors import DefinitionError, StateError
 from vfio_user.pci import (
     RO,

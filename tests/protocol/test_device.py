@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.support.codecs import Case, CodecTests
 from tests.support.numbers import u32
-
 from vfio_user.errors import RemoteProtocolError
 from vfio_user.protocol.constants import DeviceFlags
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.support.codecs import Case, CodecTests
 from tests.support.numbers import u32, u64
-
 from vfio_user.errors import RemoteProtocolError
 from vfio_user.protocol.constants import DmaMapFlags, DmaUnmapFlags
 from vfio_user.protocol.dma import DmaMap, DmaRead, DmaReadReply, DmaUnmap, DmaWrite, DmaWriteReply

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
 
+from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
 from vfio_user.errors import FramingError
 from vfio_user.protocol.framing import MAX_PENDING_FDS, FrameBuffer, close_fds
 from vfio_user.protocol.header import HEADER, Header

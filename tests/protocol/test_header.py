@@ -9,8 +9,8 @@ import struct
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.support.numbers import u16, u32
 
+from tests.support.numbers import u16, u32
 from vfio_user.errors import LocalProtocolError
 from vfio_user.protocol.header import HEADER, Header, command_header, command_name, error_reply, reply_header
 

@@ -8,9 +8,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.support.codecs import Case, CodecTests
 from tests.support.numbers import u32, u64
-
 from vfio_user.errors import LocalProtocolError, RemoteProtocolError
 from vfio_user.protocol.constants import RegionFlags, RegionIndex
 from vfio_user.protocol.header import HEADER, Header

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from tests.support.codecs import Case, CodecTests
 from tests.support.numbers import u16
-
 from vfio_user.errors import VersionError
 from vfio_user.protocol.constants import HEADER_SIZE
 from vfio_user.protocol.header import command_header, reply_header

@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+
 from tests.support.fds import close_all, leaked_since, memory_file, open_fds
 from tests.support.raw_client import RawClient, access, memory_session, message
-
 from vfio_user.protocol.constants import Command, IrqIndex
 from vfio_user.protocol.header import Header
 from vfio_user.protocol.region import ACCESS

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.fds import open_fds
 
+from tests.support.fds import open_fds
 from vfio_user.server.loop import EventLoop
 
 

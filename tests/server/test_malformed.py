@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import pytest
+
 from tests.support.fds import close_all, leaked_since, memory_file, open_fds
 from tests.support.raw_client import RawClient, access, memory_session, message
-
 from vfio_user.errors import ConnectionClosedError, DeviceError
 from vfio_user.protocol.constants import Command, IrqIndex
 from vfio_user.protocol.header import Header

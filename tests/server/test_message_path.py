@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from tests.support.fds import close_all, leaked_since, memory_file, open_fds
 from tests.support.raw_client import Message, RawClient, access, memory_session, message
-
 from vfio_user.errors import Busy, ConnectionClosedError, InvalidAccess
 from vfio_user.memory.mapping import AccessMode
 from vfio_user.protocol.constants import HEADER_SIZE, Command

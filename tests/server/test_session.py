@@ -12,9 +12,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.support.fds import close_all, leaked_since, memory_file, open_fds
 from tests.support.raw_client import RawClient, access, memory_session, message
-
 from vfio_user.errors import Busy, ConnectionClosedError
 from vfio_user.protocol.constants import Command, IrqIndex
 from vfio_user.protocol.header import Header

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from tests.support.fds import close_all, identity, leaked_since, memory_file, no_leaks, open_fds
 
 

@@ -9,8 +9,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
 
+from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
 from vfio_user.errors import ConnectionClosedError, FramingError
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, ancillary_fds, send_some
 from vfio_user.transport.memory import memory_pair

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fds import close_all, memory_file, no_leaks
 
+from tests.support.fds import close_all, memory_file, no_leaks
 from vfio_user.errors import ConnectError
 from vfio_user.transport import listener as listener_module
 from vfio_user.transport.address import FdAddress, UnixAddress

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.fds import close_all, identity, memory_file, no_leaks
 
+from tests.support.fds import close_all, identity, memory_file, no_leaks
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, send_some
 from vfio_user.transport.memory import MemoryChannel, memory_pair
 

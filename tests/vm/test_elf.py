@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.vm.elves import elf_file
 
+from tests.vm.elves import elf_file
 from vfio_user.vm.elf import ElfFile, is_elf
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.vm.elves import elf_file
 
+from tests.vm.elves import elf_file
 from vfio_user.errors import VmUnavailableError
 from vfio_user.vm import guest_packages
 from vfio_user.vm.architecture import ARCHITECTURES

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.test_cpio import read_cpio
 
+from tests.vm.test_cpio import read_cpio
 from vfio_user.errors import VmUnavailableError
 from vfio_user.vm.architecture import ARCHITECTURES
 from vfio_user.vm.cache import Cache

@@ -8,8 +8,8 @@ import struct
 import subprocess
 
 import pytest
-from tests.vm.elves import elf_file
 
+from tests.vm.elves import elf_file
 from vfio_user.errors import VmUnavailableError
 from vfio_user.vm.kernel import bootable_kernel, decompress, unpack_bzimage
 

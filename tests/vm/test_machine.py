@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user.errors import StateError, VmError, VmLaunchError, VmUnavailableError
-from vfio_user.vm import GuestCommandError, QemuCommand, VirtualMachine, VmTimeoutError
+from vfio_user.errors import GuestCommandError, StateError, VmError, VmLaunchError, VmTimeoutError, VmUnavailableError
+from vfio_user.vm import QemuCommand, VirtualMachine
 
 _FAKE = Path(__file__).with_name("fake_qemu.py")
 

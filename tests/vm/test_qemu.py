@@ -48,7 +48,7 @@ def test_the_whole_command() -> None:
         "-chardev", "socket,id=channel,fd=4", "-serial", "chardev:channel",
         "-chardev", "socket,id=qmp,fd=5", "-mon", "chardev=qmp,mode=control",
         "-no-reboot",
-        "-device", "intel-iommu,intremap=on,device-iotlb=on",
+        "-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on",
         "-device", "pcie-root-port,id=rp0,chassis=1,slot=1",
         "-device", "pcie-root-port,id=rp1,chassis=2,slot=2",
         "-device", '{"driver":"vfio-user-pci","id":"v","bus":"rp0","socket":{"type":"unix","path":"/s"}}',

@@ -15,11 +15,10 @@ from vfio_user.cli.common import NamedDevice, add_verbose, make_named_device, st
 from vfio_user.cli.output import complain
 from vfio_user.cli.plugged import linux_modules, plugged_in
 from vfio_user.devices.options import convert
-from vfio_user.errors import DeviceNotFoundError, VmUnavailableError
+from vfio_user.errors import DeviceNotFoundError, VmTimeoutError, VmUnavailableError
 from vfio_user.protocol.constants import DeviceFlags
 from vfio_user.vm.architecture import ARCHITECTURES, Architecture
 from vfio_user.vm.cache import Cache
-from vfio_user.vm.failures import VmTimeoutError
 from vfio_user.vm.guestkit import GuestKit
 from vfio_user.vm.initramfs import build_initramfs
 from vfio_user.vm.machine import VirtualMachine

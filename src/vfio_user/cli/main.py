@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vfio_user.cli.output import complain
-from vfio_user.errors import AddressError, DeviceNotFoundError, VfioUserError
+from vfio_user.errors import AddressError, DeviceNotFoundError, DeviceOptionError, VfioUserError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -112,8 +112,6 @@ def _report(exc: VfioUserError, *, verbose: int | None) -> int:
         exc: what was raised; its notes are the traceback of the user's own code.
         verbose: how often ``-v`` was given; None for a command that has no such option.
     """
-    from vfio_user.devices.options import DeviceOptionError
-
     is_usage = isinstance(exc, AddressError | DeviceNotFoundError | DeviceOptionError)
     complain(str(exc))
     for note in getattr(exc, "__notes__", ()):

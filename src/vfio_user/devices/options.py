@@ -18,21 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vfio_user.devices.user_code import describe_failure
-from vfio_user.errors import DefinitionError, VfioUserError
+from vfio_user.errors import DefinitionError, DeviceOptionError
 
 if TYPE_CHECKING:
     from vfio_user.server.device import Device
 
-__all__ = ["DeviceOption", "DeviceOptionError", "convert", "device_options", "make_device"]
+__all__ = ["DeviceOption", "convert", "device_options", "make_device"]
 
 _DeviceT = TypeVar("_DeviceT", bound="Device")
 
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TRUTH = {"on": True, "yes": True, "true": True, "1": True, "off": False, "no": False, "false": False, "0": False}
-
-
-class DeviceOptionError(VfioUserError, ValueError):
-    """A device has no such option, needs one that is missing, or cannot take that value."""
 
 
 @dataclass(frozen=True, slots=True)

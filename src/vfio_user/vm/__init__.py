@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vfio_user.vm.cache import Cache
     from vfio_user.vm.doctor import Finding, examine
-    from vfio_user.vm.failures import GuestCommandError, VmTimeoutError
     from vfio_user.vm.guest import Guest, GuestPciDevice, GuestResource, GuestResult
     from vfio_user.vm.guestkit import GuestKit
     from vfio_user.vm.guestprogram import compile_guest_program
@@ -39,7 +38,6 @@ __all__ = [
     "Cache",
     "Finding",
     "Guest",
-    "GuestCommandError",
     "GuestKit",
     "GuestPciDevice",
     "GuestResource",
@@ -49,7 +47,6 @@ __all__ = [
     "Qmp",
     "VfioUserDevice",
     "VirtualMachine",
-    "VmTimeoutError",
     "build_initramfs",
     "compile_guest_program",
     "examine",
@@ -61,7 +58,6 @@ _HOMES = {
     "Cache": "cache",
     "Finding": "doctor",
     "Guest": "guest",
-    "GuestCommandError": "failures",
     "GuestKit": "guestkit",
     "GuestPciDevice": "guest",
     "GuestResource": "guest",
@@ -71,7 +67,6 @@ _HOMES = {
     "Qmp": "qmp",
     "VfioUserDevice": "qemu",
     "VirtualMachine": "machine",
-    "VmTimeoutError": "failures",
     "build_initramfs": "initramfs",
     "compile_guest_program": "guestprogram",
     "examine": "doctor",

@@ -14,9 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vfio_user.errors import StateError, VmError
+from vfio_user.errors import GuestCommandError, StateError, VmError, VmTimeoutError
 from vfio_user.vm.channel import Channel, ChannelClosedError, ChannelTimeoutError
-from vfio_user.vm.failures import GuestCommandError, VmTimeoutError
 
 if TYPE_CHECKING:
     from vfio_user.vm.machine import VirtualMachine

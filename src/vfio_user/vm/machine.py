@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vfio_user.errors import StateError, VmLaunchError, VmUnavailableError
+from vfio_user.errors import StateError, VmLaunchError, VmTimeoutError, VmUnavailableError
 from vfio_user.vm.channel import Channel
 from vfio_user.vm.console import Console
-from vfio_user.vm.failures import VmTimeoutError
 from vfio_user.vm.process import ChildProcess
 from vfio_user.vm.qemu import QemuCommand
 from vfio_user.vm.qmp_handshake import negotiate

@@ -183,8 +183,8 @@ class QemuCommand:
         if not self.reboot:
             arguments.append("-no-reboot")
         if self.iommu:
-            # Before the devices it is to translate for.
-            arguments += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
+            # Before the devices it is to translate for. A device outside QEMU is told of every map (caching-mode).
+            arguments += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
         for number, port in enumerate(self.root_ports, start=1):
             arguments += ["-device", f"pcie-root-port,id={port},chassis={number},slot={number}"]
         for device in self.devices:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vfio_user.errors import VmError, VmUnavailableError
-from vfio_user.vm.failures import VmTimeoutError
+from vfio_user.errors import VmError, VmTimeoutError, VmUnavailableError
 from vfio_user.vm.qemu import VfioUserDevice
 
 if TYPE_CHECKING:

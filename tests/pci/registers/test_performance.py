@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.registers import make_block, nanoseconds
-
 from vfio_user.pci.registers import Field, Register, RegisterBlock
 
 
