@@ -36,7 +36,7 @@ class Exerciser(PciDevice):
     """PCI Express, FLR, D-states, 20 MSI-X vectors, and every kind of BAR."""
 
     vendor_id, device_id, class_code = 0x1234, 0xE5E5, 0xFF0000
-    pm = PowerManagement()
+    pm = PowerManagement(no_soft_reset=False)
     express = PciExpress()
     msix = MsiX(vectors=20)
     bar0 = MemoryBar(size=4 * KiB, registers=ExerciserRegisters)

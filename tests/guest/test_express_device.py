@@ -92,8 +92,7 @@ def test_memory_behind_a_64_bit_bar_is_the_devices(scenario: Scenario) -> None:
     assert told.stdout.split() == ["0x0123456789ABCDEF", "0xCAFE", "0x89"]
     memory = scenario.conventional.bar0.read_bytes(16 * MiB - 8, 8)
     assert memory == bytes.fromhex("fe ca 00 00 00 5a 00 00")
-    scenario.guest.run(f"echo 0 >{device.path}/enable")
-    assert not scenario.conventional.function.memory_enabled
+    assert scenario.conventional.function.memory_enabled
 
 
 def test_function_level_reset(scenario: Scenario) -> None:
@@ -108,9 +107,10 @@ def test_function_level_reset(scenario: Scenario) -> None:
     before = len(express.resets)
     guest.run(f"echo 1 >{device.path}/reset")
     assert ResetKind.FLR in express.resets[before:]
-    # The kernel has put the BARs and the command register back; the device's registers are new.
+    # The kernel has put the command register back; the device's registers are new. (The BARs it finds as they were:
+    # QEMU answers reads of those itself, and knows nothing of the reset.)
+    assert express.function.memory_enabled
     assert str(guest.run(f"devmem {bar.start + 0x40:#x} 32")) == "0x00000000"
-    assert express.function.bar_address(0) == bar.start
     guest.run(f"echo 0 >{device.path}/enable")
 
 
@@ -132,6 +132,7 @@ def test_d3hot_and_back(scenario: Scenario) -> None:
 
 def test_msix_and_dma_through_the_iommu(scenario: Scenario) -> None:
     guest, express = scenario.guest, scenario.express
+    guest.load_module("vfio_iommu_type1")
     guest.load_module("vfio-pci")
     guest.run("echo 1234 e5e5 >/sys/bus/pci/drivers/vfio-pci/new_id")
     device = scenario.seen(express)

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vfio_user.errors import DmaExists, DmaLimit, DmaNotMapped, InvalidAccess
@@ -172,11 +172,15 @@ class DmaTable:
         *,
         page_size: int = 0,
     ) -> bytes:
-        """Ends a mapping, or all of them. When it returns, nothing here uses the memory any more.
+        """Ends mappings. When it returns, nothing here uses their memory any more.
+
+        The specification asks for exactly one mapping; but when a guest sets up its IOMMU, QEMU takes back the whole
+        address space in a few ranges, each of which may hold many mappings or none, as it does with VFIO in the kernel.
+        So a range ends every mapping in it, as there; one that would cut a mapping, or holds none, is refused.
 
         Args:
-            iova: the first address of the mapping, exactly; 0 with ALL.
-            size: its bytes, exactly; 0 with ALL.
+            iova: the first address; 0 with ALL.
+            size: bytes; 0 with ALL.
             flags: ``DmaUnmapFlags``: none, GET_DIRTY_BITMAP or ALL.
             page_size: bytes of a page of the dirty bitmap, when that is asked for.
 
@@ -184,9 +188,9 @@ class DmaTable:
             The dirty bitmap that was asked for (see ``DirtyLog.report``), else nothing.
 
         Raises:
-            DmaNotMapped: no mapping has exactly this range.
+            DmaNotMapped: no mapping is in this range, or only part of one.
             InvalidAccess: other flags, a range with ALL, a bitmap while no dirty log is kept or of impossible pages.
-            Exception: what an ``on_unmap`` listener raised; the mapping has ended all the same.
+            Exception: the first thing an ``on_unmap`` listener raised; the mappings have ended all the same.
 
         Spec: "VFIO_USER_DMA_UNMAP".
         """
@@ -205,16 +209,7 @@ class DmaTable:
             log.check_report(iova, size, page_size)
         elif flags:
             raise InvalidAccess(f"DMA_UNMAP flags {flags:#x}: 0, 1 (dirty bitmap) or 2 (everything)")
-        mapping = self._mappings.at(iova)
-        if mapping is None or mapping.size != size:
-            raise DmaNotMapped(
-                f"DMA_UNMAP of [{iova:#x}, {iova + size:#x}), which is not exactly one mapping"
-                + ("" if mapping is None else f": there is {mapping}")
-            )
-        try:
-            self._tell_unmap(mapping)
-        finally:
-            self._drop(mapping)
+        self._end(self._within(iova, iova + size))
         return b"" if log is None else log.report(iova, size, page_size)
 
     def clear(self) -> None:
@@ -223,8 +218,28 @@ class DmaTable:
         Raises:
             Exception: the first thing an ``on_unmap`` listener raised; every mapping has ended all the same.
         """
+        self._end(list(self._mappings))
+
+    def _within(self, start: int, end: int) -> list[DmaMapping]:
+        """The mappings in ``[start, end)``, in ascending order: at least one, and none of them in part.
+
+        Raises:
+            DmaNotMapped: there is none, or one reaches beyond the range.
+        """
+        found = []
+        at = start
+        while at < end and (mapping := self._mappings.overlap(at, end)) is not None:
+            if mapping.iova < start or mapping.end > end:
+                raise DmaNotMapped(f"DMA_UNMAP of [{start:#x}, {end:#x}), which is only part of {mapping}")
+            found.append(mapping)
+            at = mapping.end
+        if not found:
+            raise DmaNotMapped(f"DMA_UNMAP of [{start:#x}, {end:#x}), where nothing is mapped")
+        return found
+
+    def _end(self, mappings: Iterable[DmaMapping]) -> None:
         failure: Exception | None = None
-        for mapping in list(self._mappings):
+        for mapping in mappings:
             try:
                 self._tell_unmap(mapping)
             except Exception as exc:

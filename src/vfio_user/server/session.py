@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from vfio_user.errors import (
     ConnectionClosedError,
     DeviceError,
+    DmaNotMapped,
     FramingError,
     RemoteProtocolError,
     VersionError,
@@ -331,7 +332,11 @@ class Session:
             raise exc
         if isinstance(exc, DeviceError):
             error = exc.reply_errno
-            self._warn("%s refused: %s", name, exc)
+            if header.command == Command.DMA_UNMAP and isinstance(exc, DmaNotMapped):
+                # QEMU clears whole address spaces that way when a guest sets up its IOMMU: nothing is wrong.
+                log.debug("%s: %s", self.peer, exc)
+            else:
+                self._warn("%s refused: %s", name, exc)
         elif isinstance(exc, RemoteProtocolError):
             error = exc.errno_hint
             self._warn("refused: %s", exc)
