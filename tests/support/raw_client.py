@@ -78,7 +78,7 @@ class RawClient:
         self._waiting = b""  # the first byte of the next message, looked at already
         self._waiting_fds: list[int] = []
         if isinstance(channel, socket.socket):
-            channel.settimeout(_TIMEOUT)
+            channel.settimeout(_TIMEOUT if pump is None else 0.0)
 
     # Bytes.
 
