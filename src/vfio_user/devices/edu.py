@@ -1,16 +1,11 @@
-"""QEMU's educational device: a factorial, a liveness check, an interrupt and a DMA engine to learn driver writing on.
-
-Ref: "EDU device", QEMU documentation, ``docs/specs/edu.rst``.
-"""
-
-from __future__ import annotations
+"""QEMU's educational device, to learn driver writing on. Ref: "EDU device", QEMU's ``docs/specs/edu.rst``."""
 
 import logging
 import math
 
 from vfio_user.errors import DeviceError
-from vfio_user.hardware.edu import BUFFER_ADDRESS, BUFFER_SIZE, DMA_INTERRUPT, FACTORIAL_INTERRUPT, EduRegisters
-from vfio_user.pci import MemoryBar, Msi, ResetKind
+from vfio_user.hardware.edu import BUFFER_SIZE, DMA_INTERRUPT, FACTORIAL_INTERRUPT, EduRegisters, buffer_slice
+from vfio_user.pci import MemoryBar, Msi
 from vfio_user.server.pci_device import PciDevice
 
 __all__ = ["Edu"]
@@ -38,16 +33,14 @@ class Edu(PciDevice):
     def invert(self, value: int) -> None:
         self.bar0.liveness = ~value & 0xFFFF_FFFF
 
-    @bar0.before_write("factorial")
-    def start_factorial(self, n: int, current: int) -> int:
+    @bar0.on_write("factorial")
+    def start_factorial(self, n: int) -> None:
         if not self.bar0.status.computing:
             self.bar0.status.computing = 1
             self.call_soon(self.finish_factorial, n)
-        return current
 
     def finish_factorial(self, n: int) -> None:
-        # 34! has 32 factors of two: from there on nothing of it is left in 32 bits.
-        self.bar0.factorial = math.factorial(n) & 0xFFFF_FFFF if n < 34 else 0
+        self.bar0.factorial = math.factorial(min(n, 34)) & 0xFFFF_FFFF  # 34! has 32 factors of two: nothing is left
         self.bar0.status.computing = 0
         if self.bar0.status.raise_interrupt:
             self.interrupt(FACTORIAL_INTERRUPT)
@@ -70,24 +63,16 @@ class Edu(PciDevice):
             self.call_soon(self.transfer)
 
     def transfer(self) -> None:
-        registers = self.bar0
-        to_memory = registers.dma_command.direction
-        near, far = registers.dma_source, registers.dma_destination
-        if not to_memory:
-            near, far = far, near
-        start, count = near - BUFFER_ADDRESS, int(registers.dma_count)
+        command, count = self.bar0.dma_command, self.bar0.dma_count
+        source, destination = self.bar0.dma_source, self.bar0.dma_destination
         try:
-            if not 0 <= start <= start + count <= BUFFER_SIZE:
-                raise ValueError(f"[{near:#x}, {near + count:#x}) is not in the buffer at {BUFFER_ADDRESS:#x}")
-            if to_memory:
-                self.dma.write(far & self.dma_mask, memoryview(self.buffer)[start : start + count])
+            if command.direction:
+                self.dma.write(destination & self.dma_mask, self.buffer[buffer_slice(source, count)])
             else:
-                self.buffer[start : start + count] = self.dma.read(far & self.dma_mask, count)
-        except (ValueError, DeviceError) as exc:
+                piece = buffer_slice(destination, count)
+                self.buffer[piece] = self.dma.read(source & self.dma_mask, count)
+        except DeviceError as exc:
             log.warning("edu: no DMA of %d bytes: %s", count, exc)
-        registers.dma_command.start = 0
-        if registers.dma_command.raise_interrupt:
+        command.start = 0
+        if command.raise_interrupt:
             self.interrupt(DMA_INTERRUPT)
-
-    def on_reset(self, kind: ResetKind) -> None:
-        self.buffer[:] = bytes(BUFFER_SIZE)

@@ -5,9 +5,10 @@ Ref: "EDU device", QEMU documentation, ``docs/specs/edu.rst``.
 
 from __future__ import annotations
 
+from vfio_user.errors import InvalidAccess
 from vfio_user.pci.registers import RO, WO, Field, Register, RegisterBlock
 
-__all__ = ["BUFFER_ADDRESS", "BUFFER_SIZE", "DMA_INTERRUPT", "FACTORIAL_INTERRUPT", "EduRegisters"]
+__all__ = ["BUFFER_ADDRESS", "BUFFER_SIZE", "DMA_INTERRUPT", "FACTORIAL_INTERRUPT", "EduRegisters", "buffer_slice"]
 
 #: Where the device's own buffer lies, in the addresses its DMA engine understands; the driver cannot read it directly.
 BUFFER_ADDRESS = 0x40000
@@ -53,3 +54,18 @@ class EduRegisters(RegisterBlock):
             Field("raise_interrupt", 2, doc="interrupt when it is done"),
         ],
     )
+
+
+def buffer_slice(address: int, count: int) -> slice:
+    """Where ``[address, address + count)`` of the DMA engine's addresses lies in the buffer, counted from its start.
+
+    Raises:
+        InvalidAccess: not all of it lies there.
+    """
+    start = address - BUFFER_ADDRESS
+    if not 0 <= start <= start + count <= BUFFER_SIZE:
+        end = BUFFER_ADDRESS + BUFFER_SIZE
+        raise InvalidAccess(
+            f"[{address:#x}, {address + count:#x}) is not in the buffer at [{BUFFER_ADDRESS:#x}, {end:#x})"
+        )
+    return slice(start, start + count)
