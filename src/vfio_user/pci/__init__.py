@@ -3,43 +3,22 @@
 The references are ``docs/pci.md`` and ``docs/registers.md``.
 """
 
+from typing import TYPE_CHECKING
+
+from vfio_user.pci import capabilities as _capabilities
 from vfio_user.pci.bars import Bar, IoBar, MemoryBar
 from vfio_user.pci.capabilities import (
     LINK_SPEEDS,
-    AccessControlServices,
-    AddressTranslationServices,
-    AdvancedErrorReporting,
-    AlternativeRoutingId,
     AnyCapability,
     Capability,
     CapabilityHost,
-    ContainmentReason,
-    CorrectableError,
-    DesignatedVendorSpecific,
-    DeviceSerialNumber,
-    DownstreamPortContainment,
     ExtendedCapability,
-    L1PmSubstates,
-    LatencyTolerance,
     Msi,
     MsiX,
-    PageRequest,
-    Pasid,
     PciExpress,
     PortType,
     PowerManagement,
     PowerState,
-    PrecisionTime,
-    ResizableBar,
-    SrIov,
-    SteeringTable,
-    SubsystemIds,
-    TphRequester,
-    UncorrectableError,
-    VendorSpecific,
-    VendorSpecificExtended,
-    VitalProductData,
-    build_vital_product_data,
 )
 from vfio_user.pci.config_registers import STICKY
 from vfio_user.pci.config_space import CONVENTIONAL_SIZE, EXPRESS_SIZE, ConfigSpace
@@ -109,6 +88,34 @@ from vfio_user.pci.registers import (
     walk,
 )
 from vfio_user.pci.rom import OptionRom, RomImage, build_option_rom
+
+if TYPE_CHECKING:
+    from vfio_user.pci.capabilities import (
+        AccessControlServices,
+        AddressTranslationServices,
+        AdvancedErrorReporting,
+        AlternativeRoutingId,
+        ContainmentReason,
+        CorrectableError,
+        DesignatedVendorSpecific,
+        DeviceSerialNumber,
+        DownstreamPortContainment,
+        L1PmSubstates,
+        LatencyTolerance,
+        PageRequest,
+        Pasid,
+        PrecisionTime,
+        ResizableBar,
+        SrIov,
+        SteeringTable,
+        SubsystemIds,
+        TphRequester,
+        UncorrectableError,
+        VendorSpecific,
+        VendorSpecificExtended,
+        VitalProductData,
+        build_vital_product_data,
+    )
 
 __all__ = [
     "CONST",
@@ -225,3 +232,10 @@ __all__ = [
     "on_write",
     "walk",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Hands capabilities on, which are imported when they are first used."""
+    if name in __all__:
+        return getattr(_capabilities, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@
 ``device``          ``Device``: regions, interrupts, DMA, deferred work
 ``pci_device``      ``PciDevice``: a PCI function as a class
 ``server``          ``Server``: an address, and one client after another
-``session``         one client's connection
+``session``         one client's connection, and ``Observer``, which is shown its messages
 ``message_path``    register accesses at the speed of the socket
 ``commands``        one function a command
 ``loop``            descriptors, timers, deferred calls: one thread's work
@@ -16,6 +16,5 @@ from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop, Timer, Watch
 from vfio_user.server.pci_device import PciDevice
 from vfio_user.server.server import Server, run_servers
-from vfio_user.server.session import Observer
 
-__all__ = ["Device", "EventLoop", "Observer", "PciDevice", "Server", "Timer", "Watch", "run_servers"]
+__all__ = ["Device", "EventLoop", "PciDevice", "Server", "Timer", "Watch", "run_servers"]

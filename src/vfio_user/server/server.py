@@ -21,16 +21,18 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from vfio_user.errors import ConnectionClosedError, StateError
 from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop, Watch
-from vfio_user.server.session import Observer, Session
 from vfio_user.server.watchdog import watchdog
 from vfio_user.transport.address import Address, parse_address
 from vfio_user.transport.channel import Channel
 from vfio_user.transport.listener import Listener, listen
+
+if TYPE_CHECKING:
+    from vfio_user.server.session import Observer, Session
 
 __all__ = ["Server", "run_servers"]
 
@@ -253,6 +255,9 @@ class Server:
             return
         if self._watch is not None:
             self._watch.close()
+        # The messages' half of the package takes a third of its time to import, and is no use before there is a client.
+        from vfio_user.server.session import Session
+
         peer = _describe_peer(channel)
         session = Session(self.device, channel, peer=peer, observer=self._observer, strict=self._strict)
         self._session, self._channel = session, channel

@@ -19,8 +19,9 @@ runs it); `doctor` (what this machine has of it all).
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vfio_user._lazy import lazy_names
 
 if TYPE_CHECKING:
     from vfio_user.vm.cache import Cache
@@ -54,31 +55,18 @@ __all__ = [
     "shell_lines",
 ]
 
-_HOMES = {
-    "Cache": "cache",
-    "Finding": "doctor",
-    "Guest": "guest",
-    "GuestKit": "guestkit",
-    "GuestPciDevice": "guest",
-    "GuestResource": "guest",
-    "GuestResult": "guest",
-    "Progress": "progress",
-    "QemuCommand": "qemu",
-    "Qmp": "qmp",
-    "VfioUserDevice": "qemu",
-    "VirtualMachine": "machine",
-    "build_initramfs": "initramfs",
-    "compile_guest_program": "guestprogram",
-    "examine": "doctor",
-    "qemu_arguments_for": "qemu",
-    "shell_lines": "qemu",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Imports a name from its module the first time it is used: `serve` prints a command line and wants no more."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "cache": ["Cache"],
+        "doctor": ["Finding", "examine"],
+        "guest": ["Guest", "GuestPciDevice", "GuestResource", "GuestResult"],
+        "guestkit": ["GuestKit"],
+        "guestprogram": ["compile_guest_program"],
+        "initramfs": ["build_initramfs"],
+        "machine": ["VirtualMachine"],
+        "progress": ["Progress"],
+        "qemu": ["QemuCommand", "VfioUserDevice", "qemu_arguments_for", "shell_lines"],
+        "qmp": ["Qmp"],
+    },
+)
