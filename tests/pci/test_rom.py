@@ -59,10 +59,10 @@ def test_rom_from_a_file(tmp_path: Path) -> None:
 
 
 def test_chain_of_images_is_walked() -> None:
-    first = bytearray(minimal())
-    first[0x1C + 0x15] = 0  # the indicator: not the last
-    images = parse_images(bytes(first) + minimal())
-    assert [(image.offset, image.last) for image in images] == [(0, False), (512, True)]
+    first = build_option_rom(vendor_id=0x1234, device_id=0x11E8, code=bytes(600), last=False)
+    images = parse_images(first + minimal())
+    assert [(image.offset, image.last) for image in images] == [(0, False), (1024, True)]
+    assert sum(first) % 256 == 0
 
 
 @pytest.mark.parametrize(

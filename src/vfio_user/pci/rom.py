@@ -147,14 +147,19 @@ def _parse_image(contents: bytes, offset: int) -> RomImage:
     )
 
 
-def build_option_rom(*, vendor_id: int, device_id: int, class_code: int = 0, code: bytes = b"\xcb") -> bytes:
+def build_option_rom(
+    *, vendor_id: int, device_id: int, class_code: int = 0, code: bytes = b"\xcb", last: bool = True
+) -> bytes:
     """Makes a minimal valid option ROM: one PC image whose entry point runs ``code``.
+
+    Larger ROMs are chains: ``build_option_rom(..., last=False) + build_option_rom(...)``.
 
     Args:
         vendor_id: of the device; SeaBIOS skips a ROM that names another one.
         device_id: of the device.
         class_code: 24 bits.
         code: what the entry point (offset 3) holds: 16-bit x86 code. The default returns at once.
+        last: no image follows this one.
 
     Returns:
         The image: a multiple of 512 bytes, its bytes adding up to 0 modulo 256.
@@ -178,10 +183,11 @@ def build_option_rom(*, vendor_id: int, device_id: int, class_code: int = 0, cod
     image[3:5] = entry
     _PCIR_POINTER.pack_into(image, 0x18, pcir_offset)
     class_bytes = class_code.to_bytes(3, "little")
+    indicator = _LAST_IMAGE if last else 0
     _PCIR.pack_into(
         image,
         pcir_offset,
-        *(b"PCIR", vendor_id, device_id, 0, _PCIR.size, 0, class_bytes, blocks, 0, _CODE_TYPE_PC, _LAST_IMAGE),
+        *(b"PCIR", vendor_id, device_id, 0, _PCIR.size, 0, class_bytes, blocks, 0, _CODE_TYPE_PC, indicator),
     )
     image[code_offset : code_offset + len(code)] = code
     image[-1] = -sum(image) & 0xFF
