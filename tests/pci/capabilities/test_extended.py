@@ -191,6 +191,21 @@ def test_resizable_bars_must_be_declared_with_their_greatest_size(sizes: dict[in
         build(ResizableBar(sizes))
 
 
+def test_a_device_with_pasids_says_it_has_the_prefixes_they_travel_in() -> None:
+    function = build(Pasid())
+    assert function.express is not None
+    function.reset(ResetKind.DEVICE)
+    capabilities = function.express.device_capabilities_2
+    assert (capabilities.extended_fmt, capabilities.end_to_end_prefix, capabilities.max_end_to_end_prefixes) == (
+        1,
+        1,
+        1,
+    )
+    other = build(PageRequest()).express
+    assert other is not None
+    assert not other.device_capabilities_2.end_to_end_prefix
+
+
 def test_what_software_turns_on_is_told() -> None:
     for capability, offset, value in (
         (AddressTranslationServices(), 6, 0x8000),

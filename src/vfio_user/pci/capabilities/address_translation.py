@@ -9,6 +9,7 @@ Spec: PCI Express Base 10.5 (ATS and page requests), 7.8.9 (PASID).
 from __future__ import annotations
 
 from vfio_user.pci.capabilities.base import ExtendedCapability
+from vfio_user.pci.capabilities.express import PciExpress
 from vfio_user.pci.registers import RO, RW1C, W1P, Field, Register, before_write, on_change, on_write
 
 __all__ = ["AddressTranslationServices", "PageRequest", "Pasid"]
@@ -174,6 +175,12 @@ class Pasid(ExtendedCapability):
         """See ``ConfigRegisters.configure``."""
         super().configure()
         self.capability = self._bits
+        # A PASID travels as an end-to-end TLP prefix; Linux leaves PASID off unless the device says it has one.
+        express = None if self._host is None else self._host.find(PciExpress)
+        if express is not None:
+            express.device_capabilities_2.extended_fmt = 1
+            express.device_capabilities_2.end_to_end_prefix = 1
+            express.device_capabilities_2.max_end_to_end_prefixes = 1
 
     @property
     def enabled(self) -> bool:
