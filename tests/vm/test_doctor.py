@@ -10,6 +10,14 @@ from vfio_user.vm import doctor
 from vfio_user.vm.doctor import Finding, examine
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache: what this machine has in its own is not what is looked at here."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VFIO_USER_CACHE", str(folder))
+    return folder
+
+
 def test_everything_is_looked_at() -> None:
     findings = examine()
     names = [finding.name for finding in findings]
@@ -54,6 +62,17 @@ def test_qemu(
     finding = next(finding for finding in examine() if finding.name == "QEMU")
     assert finding.status == status
     assert detail in finding.detail
+
+
+def test_a_qemu_in_the_cache_will_do(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _qemu(tmp_path, "QEMU emulator version 7.2.0", "")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    kept = cache / "qemu-system-x86_64-1234"
+    kept.mkdir()
+    _qemu(kept, "QEMU emulator version 11.1.3", 'name "vfio-user-pci"')
+    finding = next(finding for finding in examine() if finding.name == "QEMU")
+    assert (finding.status, finding.remedy) == ("ok", "")
+    assert finding.detail == f"11.1.3 with vfio-user-pci ({kept}/qemu-system-x86_64)"
 
 
 def test_nothing_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

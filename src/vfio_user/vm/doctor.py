@@ -84,15 +84,18 @@ def _python() -> Finding:
 def _qemu(find: Callable[[str], str | None] = shutil.which) -> Finding:
     remedy = f"install QEMU >= {MINIMUM_VERSION}, or let 'vfio-user boot' fetch Debian's into its cache"
     found = find("qemu-system-x86_64")
-    if found is None:
-        return Finding("QEMU", "warn", "qemu-system-x86_64 is not on the PATH", remedy)
-    try:
-        qemu = inspect_qemu(Path(found))
-    except VmUnavailableError as error:
-        return Finding("QEMU", "warn", str(error), remedy)
-    if qemu.is_usable:
-        return Finding("QEMU", "ok", f"{qemu.version} with vfio-user-pci ({found})")
-    return Finding("QEMU", "warn", f"{qemu.version} ({found}) {qemu.shortcoming}", remedy)
+    shortcoming = "qemu-system-x86_64 is not on the PATH"
+    cached = sorted(default_cache_folder().glob("qemu-system-x86_64-*/qemu-system-x86_64"))
+    for path in [*([Path(found)] if found is not None else []), *cached]:
+        try:
+            qemu = inspect_qemu(path)
+        except VmUnavailableError as error:
+            shortcoming = str(error)
+            continue
+        if qemu.is_usable:
+            return Finding("QEMU", "ok", f"{qemu.version} with vfio-user-pci ({path})")
+        shortcoming = f"{qemu.version} ({path}) {qemu.shortcoming}"
+    return Finding("QEMU", "warn", shortcoming, remedy)
 
 
 def _kvm(path: Path = Path("/dev/kvm")) -> Finding:
