@@ -681,3 +681,42 @@ def test_intx_is_unmasked_by_the_clients_eventfd(polled: Server, path: Path, dev
     run_until(polled, lambda: not device.is_connected)
     assert device.interrupts.unmask_fd is None
     close_all([trigger, unmask, other])
+
+
+def test_a_client_that_cannot_be_accepted_is_tried_again_later(tmp_path: Path) -> None:
+    """As when this process is out of descriptors: the listening socket stays readable all the time."""
+    now = [0.0]
+    loop = EventLoop(clock=lambda: now[0])
+    device = Device()
+    with Server(device, tmp_path / "a.sock", loop=loop) as server, socket.socket(socket.AF_UNIX) as client:
+        listener, server._listener = server._listener, _Refusing(server._listener.fileno())
+        client.connect(str(tmp_path / "a.sock"))
+        loop.run_once(0)
+        assert loop.next_timeout() == pytest.approx(0.1)
+        loop.run_once(0)
+        connected = [device.is_connected]
+        server._listener = listener
+        now[0] = 0.1
+        loop.run_once(0)
+        loop.run_once(0)
+        connected.append(device.is_connected)
+    assert connected == [False, True]
+    loop.close()
+
+
+class _Refusing:
+    """A listener from which no client comes."""
+
+    exhausted = False
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def accept(self) -> None:
+        return None
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        pass

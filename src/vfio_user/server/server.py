@@ -43,6 +43,10 @@ log = logging.getLogger("vfio_user.server")
 _TICK = 0.2
 
 
+#: Seconds until a client that could not be accepted is tried again.
+_RETRY = 0.1
+
+
 class Server:
     """See the module.
 
@@ -248,13 +252,20 @@ class Server:
         elif not self._listener.exhausted:
             self._accept()
 
+    def _wait_again(self) -> None:
+        if not self._closed and self._session is None and self._watch is None:
+            self._wait_for_client()
+
     def _accept(self) -> None:
         """Begins a session with the next client. Until it ends, further clients wait in the socket's queue."""
         channel = self._listener.accept()
-        if channel is None:
-            return
         if self._watch is not None:
             self._watch.close()
+            self._watch = None
+        if channel is None:
+            # Gone again, or this process is out of descriptors: the client waits, and must not keep the thread busy.
+            self.loop.call_later(_RETRY, self._wait_again)
+            return
         # The messages' half of the package takes a third of its time to import, and is no use before there is a client.
         from vfio_user.server.session import Session
 
