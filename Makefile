@@ -20,7 +20,7 @@ echo "Install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv), o
 exit 1
 endef
 
-.PHONY: help demo test test-fast test-guest check format bench clean
+.PHONY: help demo test test-fast test-guest check check-format check-lint check-types check-layers format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ help: ## this list
 demo: $(VENV)/.installed ## boot Linux in QEMU with a device written in Python, and watch its driver use it
 	@$(BIN)/vfio-user demo
 
-test: test-fast test-guest ## every test: about 5 minutes, most of it in the guests
+test: test-fast test-guest ## every test: about 3 minutes, most of it in the guests
 
 test-fast: $(VENV)/.installed-dev ## the tests that boot no guest
 	@$(BIN)/pytest -m "not guest" $(PYTEST_ARGS)
@@ -36,10 +36,18 @@ test-fast: $(VENV)/.installed-dev ## the tests that boot no guest
 test-guest: $(VENV)/.installed-dev ## the tests that boot Linux in QEMU
 	@$(BIN)/pytest -m guest $(PYTEST_ARGS)
 
-check: $(VENV)/.installed-dev ## format, lint, types and layering, as they are checked before a merge
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
+check: check-format check-lint check-types check-layers ## everything that is checked without running the code
+
+check-format: $(VENV)/.installed-dev
+	@$(BIN)/ruff format --check --quiet .
+
+check-lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --quiet .
+
+check-types: $(VENV)/.installed-dev
 	@$(BIN)/mypy
+
+check-layers: $(VENV)/.installed-dev
 	@$(BIN)/pytest -q tests/test_layering.py
 
 format: $(VENV)/.installed-dev ## format the code, and mend what the linter can
