@@ -8,7 +8,6 @@ import timeit
 from collections.abc import Callable
 
 from bench.report import Figure, format_table
-
 from vfio_user.pci.registers import RW1C, Field, Register, RegisterBlock, on_write
 
 __all__ = ["make_block", "measure", "nanoseconds"]
