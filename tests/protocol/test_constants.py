@@ -94,6 +94,20 @@ def test_header_flags() -> None:
     assert int(HeaderFlags.TYPE_MASK) == 0x0F
 
 
+def test_io_fds() -> None:
+    assert [(kind.name, kind.value) for kind in constants.IoFdType] == [
+        ("IOEVENTFD", 0),
+        ("IOREGIONFD", 1),
+        ("IOEVENTFD_SHADOW", 2),
+    ]
+    assert {flag.name: flag.value for flag in constants.IoEventFdFlags} == {
+        "DATAMATCH": 1,
+        "PIO": 2,
+        "VIRTIO_CCW_NOTIFY": 8,
+    }
+    assert {flag.name: flag.value for flag in constants.IoRegionFdFlags} == {"PIO": 1, "POSTED_WRITES": 2}
+
+
 def test_dma_access_modes_are_the_bits_vfio_leaves_free() -> None:
     assert int(constants.DmaMapFlags.ACCESS_MMAP) == 0x4
     assert int(constants.DmaMapFlags.ACCESS_FILE_IO) == 0x8

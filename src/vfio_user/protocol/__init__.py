@@ -15,11 +15,12 @@ the stream into messages and keeps descriptors with theirs. One module holds the
     device     DEVICE_GET_INFO, DEVICE_RESET                     client    device
     regions    DEVICE_GET_REGION_INFO, REGION_READ,              client    region
                REGION_WRITE, REGION_WRITE_MULTI
+               DEVICE_GET_REGION_IO_FDS                          client    region_io_fds
     interrupts DEVICE_GET_IRQ_INFO, DEVICE_SET_IRQS              client    irq
     memory     DMA_MAP, DMA_UNMAP                                client    dma
                DMA_READ, DMA_WRITE                               server    dma
-    the rest   DEVICE_GET_REGION_IO_FDS, DIRTY_PAGES,            client    (to come)
-               DEVICE_FEATURE, MIG_DATA_READ, MIG_DATA_WRITE
+    the rest   DIRTY_PAGES, DEVICE_FEATURE,                      client    (to come)
+               MIG_DATA_READ, MIG_DATA_WRITE
 
 What is allowed when:
 
@@ -29,8 +30,8 @@ What is allowed when:
   them out in the order they came: a read sees every write before it, posted ones included.
 * REGION_WRITE_MULTI is sent only to a server that said ``write_multiple``; a transfer is no larger than what the other
   end said in ``max_data_xfer_size``, a message carries no more descriptors than its ``max_msg_fds``.
-* Descriptors come with DMA_MAP (one, of the memory) and DEVICE_SET_IRQS (one for each vector), and go with the reply to
-  DEVICE_GET_REGION_INFO. Wherever else they turn up, the receiver closes them.
+* Descriptors come with DMA_MAP (one, of the memory) and DEVICE_SET_IRQS (one for each vector), and go with the replies
+  to DEVICE_GET_REGION_INFO and DEVICE_GET_REGION_IO_FDS. Wherever else they turn up, the receiver closes them.
 * Whoever waits for a reply must be ready for the other end's command first: QEMU holds a lock the reply to a region
   access releases, while the server's DMA_READ waits for that lock.
 

@@ -22,6 +22,9 @@ __all__ = [
     "DmaMapFlags",
     "DmaUnmapFlags",
     "HeaderFlags",
+    "IoEventFdFlags",
+    "IoFdType",
+    "IoRegionFdFlags",
     "IrqIndex",
     "IrqInfoFlags",
     "IrqSetFlags",
@@ -153,6 +156,30 @@ class RegionCapability(IntEnum):
     SPARSE_MMAP = 1
     TYPE = 2
     MSIX_MAPPABLE = 3
+
+
+class IoFdType(IntEnum):
+    """How a client passes on an access without a message. Spec: "VFIO_USER_DEVICE_GET_REGION_IO_FDS"."""
+
+    IOEVENTFD = 0
+    IOREGIONFD = 1
+    #: libvfio-user's addition: the value written goes to shared memory first.
+    IOEVENTFD_SHADOW = 2
+
+
+class IoEventFdFlags(IntFlag):
+    """Spec: ``KVM_IOEVENTFD_FLAG_*`` of ``linux/kvm.h``; the bit between is for taking one away."""
+
+    DATAMATCH = 1 << 0
+    PIO = 1 << 1
+    VIRTIO_CCW_NOTIFY = 1 << 3
+
+
+class IoRegionFdFlags(IntFlag):
+    """Spec: "VFIO_USER_DEVICE_GET_REGION_IO_FDS", after an ioctl KVM never got."""
+
+    PIO = 1 << 0
+    POSTED_WRITES = 1 << 1
 
 
 class DmaMapFlags(IntFlag):
