@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vfio_user.errors import InvalidAccess
-from vfio_user.regions import ACCESS_SIZES, CallbackRegion, EmptyRegion, MemoryRegion, Region, aligned_accesses
+from vfio_user.regions import (
+    ACCESS_SIZES,
+    PAGE_SIZE,
+    CallbackRegion,
+    EmptyRegion,
+    MemoryRegion,
+    Region,
+    SharedMemory,
+    SharedMemoryRegion,
+    aligned_accesses,
+)
 
 
 class RecordingRegion(Region):
@@ -161,3 +175,97 @@ def test_a_missing_function_refuses() -> None:
         region.read(8, 2)
     with pytest.raises(InvalidAccess, match="write of 4 bytes at 0xc of a region that has no write function"):
         region.write(12, 4, 1)
+
+
+# Memory a client maps.
+
+
+def client_mapping(fd: int, offset: int, size: int) -> mmap.mmap:
+    """What a client makes of a descriptor and an area."""
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
+
+
+def test_no_region_is_mapped_or_rung_unless_it_says_so() -> None:
+    region = Region()
+    assert (region.mappable_areas, region.mappable_fd, region.ioeventfds) == ((), None, ())
+
+
+def test_a_shared_region_and_a_mapping_of_it_are_the_same_memory() -> None:
+    region = SharedMemoryRegion(2 * PAGE_SIZE)
+    assert (region.size, region.readable, region.writable) == (2 * PAGE_SIZE, True, True)
+    assert region.mappable_areas == ((0, 2 * PAGE_SIZE),)
+    assert region.mappable_fd is not None
+    with client_mapping(region.mappable_fd, 0, region.size) as theirs:
+        theirs[8:16] = b"client's"
+        assert bytes(region.memory[8:16]) == b"client's"
+        assert region.read(8, 8) == int.from_bytes(b"client's", "little")
+        region.memory[16:20] = b"ours"
+        region.write(PAGE_SIZE, 4, 0x11223344)
+        region.write_bytes(PAGE_SIZE + 5, b"more of ours")
+        assert theirs[16:20] == b"ours"
+        assert theirs[PAGE_SIZE : PAGE_SIZE + 4] == b"\x44\x33\x22\x11"
+        assert theirs[PAGE_SIZE + 5 : PAGE_SIZE + 17] == region.read_bytes(PAGE_SIZE + 5, 12) == b"more of ours"
+
+
+@given(st.lists(st.tuples(st.integers(0, PAGE_SIZE - 8), st.sampled_from(ACCESS_SIZES), st.binary(min_size=8))))
+def test_a_shared_region_is_memory_at_any_offset_and_width(writes: list[tuple[int, int, bytes]]) -> None:
+    shared, plain = SharedMemoryRegion(PAGE_SIZE), MemoryRegion(PAGE_SIZE)
+    for offset, size, data in writes:
+        for region in (shared, plain):
+            region.write(offset, size, int.from_bytes(data[:size], "little"))
+        assert shared.read(offset, size) == plain.read(offset, size)
+    assert shared.read_bytes(0, PAGE_SIZE) == plain.memory
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE_SIZE - 1, PAGE_SIZE + 16])
+def test_a_shared_region_has_whole_pages(size: int) -> None:
+    with pytest.raises(ValueError, match="both must be multiples of the page"):
+        SharedMemoryRegion(size)
+
+
+@pytest.mark.parametrize(
+    ("areas", "match"),
+    [
+        ([(0, 0)], "area of 0x0 bytes at 0x0 cannot be mapped"),
+        ([(0, -PAGE_SIZE)], "cannot be mapped"),
+        ([(16, PAGE_SIZE)], "bytes at 0x10 cannot"),
+        ([(PAGE_SIZE, 100)], "area of 0x64 bytes at"),
+        ([(3 * PAGE_SIZE, 2 * PAGE_SIZE)], "does not fit a region of"),
+        ([(-PAGE_SIZE, PAGE_SIZE)], "does not fit the area before it, which ends at 0x0"),
+        ([(PAGE_SIZE, PAGE_SIZE), (0, 2 * PAGE_SIZE)], "does not fit the area before it"),
+    ],
+)
+def test_areas_that_cannot_be(areas: list[tuple[int, int]], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        SharedMemory(4 * PAGE_SIZE, areas)
+
+
+def test_areas_lie_in_the_file_where_they_lie_in_the_region() -> None:
+    memory = SharedMemory(1 << 30, [(1 << 29, PAGE_SIZE), (PAGE_SIZE, PAGE_SIZE)])
+    assert memory.areas == ((PAGE_SIZE, PAGE_SIZE), (1 << 29, PAGE_SIZE))
+    memory.views[1 << 29][:4] = b"high"
+    memory.views[PAGE_SIZE][:3] = b"low"
+    assert os.pread(memory.fd, 4, 1 << 29) == b"high"
+    assert os.pread(memory.fd, 3, PAGE_SIZE) == b"low"
+    assert os.fstat(memory.fd).st_blocks * 512 <= 8 * PAGE_SIZE, "what no area has takes no memory"
+
+
+def test_a_client_cannot_change_the_file_but_for_its_bytes() -> None:
+    memory = SharedMemory(4 * PAGE_SIZE, [(0, 4 * PAGE_SIZE)])
+    for size in (0, PAGE_SIZE, 5 * PAGE_SIZE):
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.fd, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert not os.get_inheritable(memory.fd)
+
+
+def test_a_mapping_outlives_the_descriptor() -> None:
+    view = SharedMemory(PAGE_SIZE, [(0, PAGE_SIZE)]).views[0]
+    view[0] = 7
+    assert view[0] == 7
+
+
+def test_memory_that_cannot_be_made_leaves_no_descriptor() -> None:
+    with pytest.raises((OSError, OverflowError)):
+        SharedMemory(1 << 63, [(0, PAGE_SIZE)])

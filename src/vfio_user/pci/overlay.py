@@ -1,15 +1,16 @@
 """A BAR made of parts: one region underneath, and others that cover stretches of it.
 
-This is how an MSI-X table shares a BAR with registers, and how a register block smaller than its BAR is filled up.
+This is how an MSI-X table shares a BAR with registers, how a register block smaller than its BAR is filled up, and how
+part of a BAR becomes memory that a client maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfio_user.regions import MemoryRegion, Region
+from vfio_user.regions import MemoryRegion, Region, SharedMemory, SharedMemoryRegion
 
-__all__ = ["OverlayRegion", "ReadOnlyMemory", "UnclaimedRegion"]
+__all__ = ["OverlayRegion", "ReadOnlyMemory", "SharedOverlay", "UnclaimedRegion"]
 
 
 class UnclaimedRegion(Region):
@@ -60,6 +61,9 @@ class OverlayRegion(Region):
     An access belongs to a part when it lies in it completely; every other access, also one that straddles an edge,
     goes to the region underneath.
 
+    What can be mapped of the base, or else of a part at offset 0, can be mapped of the whole, except for areas that
+    another part reaches into. (There is one descriptor, in which an area lies where it lies in the whole.)
+
     Args:
         base: what lies underneath; its size is the size of the whole.
         parts: (offset, region) pairs; they lie in the base and do not overlap.
@@ -71,6 +75,16 @@ class OverlayRegion(Region):
         self.size = base.size
         self._low = self.parts[0][0]
         self._high = self.parts[-1][1]
+        candidates = [base, *(part for start, _, part in self.parts if start == 0)]
+        mapped = next((region for region in candidates if region.mappable_areas), None)
+        if mapped is not None:
+            others = [(start, stop) for start, stop, part in self.parts if part is not mapped]
+            self.mappable_areas = tuple(
+                (at, size)
+                for at, size in mapped.mappable_areas
+                if not any(at < stop and start < at + size for start, stop in others)
+            )
+            self.mappable_fd = mapped.mappable_fd if self.mappable_areas else None
 
     def _part(self, offset: int, end: int) -> tuple[int, Region]:
         for start, stop, part in self.parts:
@@ -118,3 +132,40 @@ class OverlayRegion(Region):
         if offset < end:
             stretches.append((self.base, offset, end - offset))
         return stretches
+
+
+class SharedOverlay(OverlayRegion):
+    """A region some areas of which are memory that a client may map; the rest of it stays what it was.
+
+    Unlike in other overlays, an access over an edge is done in bytes, by both sides of it: the client's own accesses to
+    a mapping know no edge.
+
+    Args:
+        base: what lies underneath.
+        areas: (offset, size) pairs, in bytes, whole pages.
+
+    Attributes:
+        shared: the memory; its ``views`` are for the device to read and change.
+
+    Raises:
+        ValueError: see ``SharedMemory``.
+    """
+
+    def __init__(self, base: Region, areas: Iterable[tuple[int, int]]) -> None:
+        self.shared = SharedMemory(base.size, areas)
+        super().__init__(base, [(offset, SharedMemoryRegion(view)) for offset, view in self.shared.views.items()])
+        self.mappable_areas, self.mappable_fd = self.shared.areas, self.shared.fd
+        self._edges = {edge for start, size in self.shared.areas for edge in (start, start + size)}
+
+    def read(self, offset: int, size: int) -> int:
+        """See ``Region.read``."""
+        if offset % size and not self._edges.isdisjoint(range(offset + 1, offset + size)):
+            return int.from_bytes(self.read_bytes(offset, size), "little")
+        return super().read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """See ``Region.write``."""
+        if offset % size and not self._edges.isdisjoint(range(offset + 1, offset + size)):
+            self.write_bytes(offset, value.to_bytes(size, "little"))
+        else:
+            super().write(offset, size, value)
