@@ -157,5 +157,5 @@ def test_without_the_compiler_the_error_says_how_to_get_it(monkeypatch: pytest.M
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(RegisterDefinitionError, match="needs systemrdl-compiler: pip install systemrdl-compiler"):
+    with pytest.raises(RegisterDefinitionError, match=r"needs systemrdl-compiler: pip install 'vfio-user\[rdl\]'"):
         from_systemrdl(E1000)

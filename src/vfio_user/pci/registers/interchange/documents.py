@@ -5,25 +5,35 @@ Both say everything a description has, so neither returns notes about anything b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from vfio_user.pci.registers.block import RegisterBlock
 from vfio_user.pci.registers.description import RegisterDescription
-from vfio_user.pci.registers.interchange.notes import Exported, Note
-from vfio_user.pci.registers.policies import Access
-from vfio_user.pci.registers.reset import ResetKind
+from vfio_user.pci.registers.interchange.notes import Exported
+from vfio_user.pci.registers.interchange.remarks import (
+    access_words,
+    field_remarks,
+    hook_notes,
+    paragraphs,
+    register_remarks,
+)
 
 __all__ = ["to_html", "to_markdown"]
 
 
-def to_markdown(block: type[RegisterBlock]) -> Exported:
-    """Writes a Markdown document: a table of registers, then one of fields for each that has any."""
+def to_markdown(block: type[RegisterBlock], *, title: str = "") -> Exported:
+    """Writes a Markdown document: a table of registers, then one of fields for each that has any.
+
+    Args:
+        block: the class.
+        title: the heading; the name of the class when not given.
+    """
     descriptions = block.describe()
     lines = [
-        f"# {block.__name__}",
+        f"# {title or block.__name__}",
         "",
-        *_paragraph(block.__doc__),
+        *_paragraph(" ".join(paragraphs(block))),
         f"{block.size:#x} bytes, {block.byteorder}-endian.",
         "",
     ]
@@ -31,14 +41,14 @@ def to_markdown(block: type[RegisterBlock]) -> Exported:
     for item in descriptions:
         register = item.register
         cells = [_place(item), f"`{item.name}`", str(register.width), register.access_names, f"{register.reset:#x}"]
-        lines.append(f"| {' | '.join(map(_cell, [*cells, _remarks(item)]))} |")
+        lines.append(f"| {' | '.join(map(_cell, [*cells, '; '.join(register_remarks(item))]))} |")
     for item in descriptions:
         if not item.register.fields or item.alias_of:
             continue
         lines += ["", f"## {item.name}", "", *_paragraph(item.register.doc)]
         lines += ["| bits | field | access | reset | |", "|---|---|---|---|---|"]
         lines += [f"| {' | '.join(map(_cell, row))} |" for row in _field_rows(item)]
-    return Exported("\n".join(lines) + "\n", tuple(_notes(block)))
+    return Exported("\n".join(lines) + "\n", tuple(hook_notes(block)))
 
 
 _STYLE = """
@@ -54,33 +64,50 @@ td:first-child, code { font-family: ui-monospace, monospace; white-space: nowrap
 """.strip()
 
 
-def to_html(block: type[RegisterBlock]) -> Exported:
-    """Writes one HTML page that needs nothing else: a table of registers, then each with its bits drawn."""
-    descriptions = block.describe()
-    title = escape(block.__name__)
+def to_html(*blocks: type[RegisterBlock], titles: Sequence[str] = ()) -> Exported:
+    """Writes one HTML page that needs nothing else: tables of registers, then each register with its bits drawn.
+
+    Args:
+        blocks: the classes.
+        titles: a heading for each; their names when not given.
+    """
+    headings = [escape(title) for title in titles or [block.__name__ for block in blocks]]
     page = [
         "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>',
-        f"<h1>{title}</h1>",
-        *(f"<p>{escape(text)}</p>" for text in _paragraph(block.__doc__) if text),
-        f"<p>{block.size:#x} bytes, {block.byteorder}-endian.</p>",
-        "<table><tr><th>offset<th>register<th>width<th>access<th>reset<th></tr>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{", ".join(headings)}</title>',
+        f"<style>{_STYLE}</style></head><body>",
     ]
-    for number, item in enumerate(descriptions):
+    first = 0
+    for block, heading in zip(blocks, headings, strict=True):
+        page.append(f"<h1>{heading}</h1>")
+        page += _html_block(block, first)
+        first += len(block.describe())
+    page.append("</body></html>")
+    return Exported("\n".join(page) + "\n", tuple(note for block in blocks for note in hook_notes(block)))
+
+
+def _html_block(block: type[RegisterBlock], first: int) -> Iterator[str]:
+    """One block, below its heading; ``first`` is the number of its first register in the page."""
+    descriptions = block.describe()
+    yield from (f"<p>{escape(text)}</p>" for text in paragraphs(block))
+    yield f"<p>{block.size:#x} bytes, {block.byteorder}-endian.</p>"
+    yield "<table><tr><th>offset<th>register<th>width<th>access<th>reset<th></tr>"
+    for number, item in enumerate(descriptions, first):
         register = item.register
         link = f'<a href="#r{number}"><code>{escape(item.name)}</code></a>'
         cells = [escape(_place(item)), link, str(register.width), escape(register.access_names), f"{register.reset:#x}"]
-        page.append("<tr>" + "".join(f"<td>{cell}" for cell in [*cells, escape(_remarks(item))]) + "</tr>")
-    page.append("</table>")
-    for number, item in enumerate(descriptions):
-        page.append(f'<h2 id="r{number}">{escape(item.name)}</h2>')
-        page += [f"<p>{escape(text)}</p>" for text in _paragraph(item.register.doc) if text]
+        cells.append(escape("; ".join(register_remarks(item))))
+        yield "<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
+    yield "</table>"
+    for number, item in enumerate(descriptions, first):
+        yield f'<h2 id="r{number}">{escape(item.name)}</h2>'
+        yield from (f"<p>{escape(text)}</p>" for text in _paragraph(item.register.doc) if text)
         if item.register.fields:
-            page += [_drawing(item), "<table><tr><th>bits<th>field<th>access<th>reset<th></tr>"]
-            page += ["<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) + "</tr>" for row in _field_rows(item)]
-            page.append("</table>")
-    page.append("</body></html>")
-    return Exported("\n".join(page) + "\n", tuple(_notes(block)))
+            yield _drawing(item)
+            yield "<table><tr><th>bits<th>field<th>access<th>reset<th></tr>"
+            for row in _field_rows(item):
+                yield "<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) + "</tr>"
+            yield "</table>"
 
 
 def _drawing(item: RegisterDescription) -> str:
@@ -107,46 +134,19 @@ def _drawing(item: RegisterDescription) -> str:
 def _field_rows(item: RegisterDescription) -> Iterator[list[str]]:
     register = item.register
     for field in register.bits:
-        remarks = [" ".join(field.doc.split())] if field.doc else []
-        remarks += [f"{value} = {meaning}" for value, meaning in field.values.items()]
-        if field.sticky:
-            remarks.append(f"sticky over {_kinds(field.sticky)}")
         reset = (register.reset & field.mask) >> field.lsb
-        yield [field.bits, field.name, _policy(field.access or register.access), f"{reset:#x}", "; ".join(remarks)]
-
-
-def _policy(access: Access) -> str:
-    known = {"RW", "RO", "WO"}
-    return (
-        access.name
-        if access.name in known
-        else f"{access.name} (write: {access.write.value}, read: {access.read.value})"
-    )
+        yield [
+            field.bits,
+            field.name,
+            access_words(field.access or register.access),
+            f"{reset:#x}",
+            "; ".join(field_remarks(field)),
+        ]
 
 
 def _place(item: RegisterDescription) -> str:
     strides = "".join(f" + {stride:#x} * i" for _, stride in item.dimensions)
     return f"{item.offset:#x}{strides}"
-
-
-def _remarks(item: RegisterDescription) -> str:
-    register = item.register
-    remarks = [" ".join(register.doc.split())] if register.doc else []
-    if item.alias_of:
-        remarks.append(f"alias of {item.alias_of}")
-    for selector, values in item.when:
-        remarks.append(f"while {selector} = {' or '.join(map(str, sorted(values)))}")
-    power_on = register.resets[ResetKind.POWER_ON][1]
-    for kind, (kept, value) in register.resets.items():
-        if not kept and value != power_on:
-            remarks.append(f"{value:#x} after {kind.value}")
-    if register.sticky:
-        remarks.append(f"sticky over {_kinds(register.sticky)}")
-    return "; ".join(remarks)
-
-
-def _kinds(kinds: frozenset[ResetKind]) -> str:
-    return ", ".join(kind.value for kind in ResetKind if kind in kinds)
 
 
 def _paragraph(text: str | None) -> list[str]:
@@ -155,8 +155,3 @@ def _paragraph(text: str | None) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _notes(block: type[RegisterBlock]) -> Iterator[Note]:
-    for hook in block._hooks_of_class:
-        yield Note(hook.path, f"its {hook.kind.value} hook {hook.name} ({hook.location}) is code: describe it in doc=")

@@ -4,7 +4,7 @@ The compiler reads and checks the language; this module turns what it elaborated
 description asks of hardware - counters that count, bits that hardware sets - is for device code to do; what registers
 here have no words for becomes notes.
 
-Needs ``pip install systemrdl-compiler``; nothing else of the package does.
+Needs ``pip install 'vfio-user[rdl]'``; nothing else of the package does.
 
 Spec: SystemRDL 2.0.
 """
@@ -96,7 +96,7 @@ def _compiler() -> tuple[Any, list[str]]:
         messages = importlib.import_module("systemrdl.messages")
     except ImportError as error:
         raise RegisterDefinitionError(
-            "reading SystemRDL needs systemrdl-compiler: pip install systemrdl-compiler"
+            "reading SystemRDL needs systemrdl-compiler: pip install 'vfio-user[rdl]'"
         ) from error
     complaints: list[str] = []
 
