@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import struct
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -37,6 +38,10 @@ __all__ = [
 
 #: The sizes, in bytes, of an access that is one integer.
 ACCESS_SIZES = (1, 2, 4, 8)
+
+_FORMS = {1: struct.Struct("<B"), 2: struct.Struct("<H"), 4: struct.Struct("<I"), 8: struct.Struct("<Q")}
+_UNPACK = {size: form.unpack_from for size, form in _FORMS.items()}
+_PACK = {size: form.pack_into for size, form in _FORMS.items()}
 
 #: Bytes; what can be mapped begins and ends at multiples of it.
 PAGE_SIZE = mmap.PAGESIZE
@@ -173,11 +178,12 @@ class MemoryRegion(Region):
 
     def read(self, offset: int, size: int) -> int:
         """See ``Region.read``."""
-        return int.from_bytes(self.memory[offset : offset + size], "little")
+        value: int = _UNPACK[size](self.memory, offset)[0]
+        return value
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See ``Region.write``."""
-        self.memory[offset : offset + size] = value.to_bytes(size, "little")
+        _PACK[size](self.memory, offset, value)
 
     def read_bytes(self, offset: int, count: int) -> bytes:
         """See ``Region.read_bytes``."""

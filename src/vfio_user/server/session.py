@@ -50,7 +50,9 @@ OFFER = Capabilities(max_msg_fds=16, write_multiple=True)
 #: Problems of one session that are logged as warnings; the rest are for debugging, as a bad client could fill a disk.
 _MAX_WARNINGS = 20
 
-_POLL = RECEIVE_FLAGS | socket.MSG_DONTWAIT
+# Plain integers: the socket module's flags are enumerations, whose operators take longer than a system call.
+_POLL = RECEIVE_FLAGS | int(socket.MSG_DONTWAIT)
+_CTRUNC = int(socket.MSG_CTRUNC)
 
 
 class Observer(Protocol):
@@ -180,7 +182,7 @@ class Session:
                 continue
             except OSError as exc:
                 raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
-            if count and not ancdata and not flags & socket.MSG_CTRUNC:
+            if count and not ancdata and not flags & _CTRUNC:
                 self._receptions += 1
                 room = whole if self._consume(count) else self._room()
             else:

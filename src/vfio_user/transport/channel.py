@@ -11,11 +11,11 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from vfio_user.errors import ConnectionClosedError, FramingError
+from vfio_user.errors import ConnectionClosedError, FramingError, LocalProtocolError
 from vfio_user.protocol.constants import MAX_FDS_PER_MESSAGE
 from vfio_user.protocol.framing import close_fds
 
-__all__ = ["ANCILLARY_SIZE", "RECEIVE_FLAGS", "SEND_FLAGS", "Channel", "ancillary_fds", "send_some"]
+__all__ = ["ANCILLARY_SIZE", "RECEIVE_FLAGS", "SEND_FLAGS", "Channel", "ancillary_fds", "carries_fds", "send_some"]
 
 #: Bytes of control data to make room for on every reception: all the descriptors one message can carry.
 ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * array.array("i").itemsize)
@@ -24,11 +24,11 @@ ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * array.array("i").itemsi
 RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
 
 #: For every send: a peer that does not read must not stop the thread that serves it.
-SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class Channel(Protocol):
-    """A connected stream that can carry descriptors; ``socket.socket`` is one."""
+    """A connected stream that may carry descriptors (see ``carries_fds``); ``socket.socket`` is one."""
 
     def recvmsg_into(
         self, buffers: Iterable[Any], ancbufsize: int = ..., flags: int = ..., /
@@ -46,6 +46,16 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """Closes this end. Idempotent."""
+
+
+def carries_fds(channel: Channel) -> bool:
+    """Descriptors can be sent over it: over UNIX sockets, not over TCP or vsock.
+
+    A channel that is no socket says so by an attribute of this name; without one, it carries them.
+    """
+    if isinstance(channel, socket.socket):
+        return channel.family == socket.AF_UNIX
+    return bool(getattr(channel, "carries_fds", True))
 
 
 def ancillary_fds(ancdata: Iterable[tuple[int, int, bytes]], flags: int) -> list[int]:
@@ -77,10 +87,18 @@ def send_some(channel: Channel, parts: Sequence[bytes | memoryview], fds: Sequen
 
     Raises:
         ConnectionClosedError: the peer is gone.
+        LocalProtocolError: there are descriptors, and the channel carries none. Nothing has been sent.
 
     Ownership: ``fds`` stay the caller's.
     """
-    ancdata = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    ancdata = []
+    if fds:
+        if not carries_fds(channel):  # TCP and vsock would send the message and drop them without a word
+            raise LocalProtocolError(
+                f"{len(fds)} file descriptors cannot be sent over this connection: only UNIX sockets carry them. "
+                f"Connect by unix:PATH, or do without: DMA by messages, no mapped memory, no eventfds"
+            )
+        ancdata.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)))
     try:
         return channel.sendmsg(parts, ancdata, SEND_FLAGS)
     except BlockingIOError:
