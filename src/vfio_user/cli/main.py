@@ -23,6 +23,7 @@ COMMANDS = {
     "boot": "boot Linux in QEMU with devices plugged in",
     "demo": "see a guest drive the devices that ship",
     "devices": "list the devices there are, and their options",
+    "registers": "show a register map, or turn it into another form",
     "doctor": "say what this machine has of what guests need",
     "kit": "fetch what guests are made of: QEMU, a kernel, busybox",
 }
@@ -73,7 +74,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     chosen = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
