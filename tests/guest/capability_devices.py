@@ -107,3 +107,14 @@ class Integrated(PciDevice):
     def __init__(self, device_id: int = 0x1276) -> None:
         self.device_id = device_id
         super().__init__()
+
+
+class WithRom(PciDevice):
+    """Nothing but a ROM."""
+
+    vendor_id, class_code = 0x1234, 0xFF0000
+
+    def __init__(self, device_id: int, rom: bytes) -> None:
+        self.device_id = device_id
+        self.rom = rom
+        super().__init__()
