@@ -25,13 +25,15 @@ Spec: PCI 3.0 6.2.5.1; PCI Express Base 7.5.1.2.1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
 from vfio_user.errors import DefinitionError, StateError
+from vfio_user.pci.doorbells import mark_doorbell
 from vfio_user.pci.overlay import OverlayRegion, UnclaimedRegion
 from vfio_user.pci.registers import Hook, HookKind, RegisterBlock
 from vfio_user.pci.registers._text import here
-from vfio_user.regions import MemoryRegion, Region
+from vfio_user.pci.shared_areas import SharedArea
+from vfio_user.regions import PAGE_SIZE, MemoryRegion, Region, SharedMemoryRegion
 
 __all__ = ["Bar", "BarHook", "IoBar", "MemoryBar", "bar_hooks"]
 
@@ -58,6 +60,7 @@ class Bar(Generic[R]):
         width: bits of the address, 32 or 64.
         prefetchable: reads have no side effects, and writes may be merged.
         registers: the class of its register block, if it has one.
+        shared: all of it is memory that a client may map.
         location: the line it was declared in.
 
     Ownership: belongs to its class and is never written to after it.
@@ -75,12 +78,14 @@ class Bar(Generic[R]):
         prefetchable: bool,
         registers: type[RegisterBlock] | None,
         region: Callable[[Any], Region] | None,
+        shared: bool = False,
     ) -> None:
         self.location = here(2)
         self.size = size
         self.width = width
         self.prefetchable = prefetchable
         self.registers = registers
+        self.shared = shared
         self._factory = region
         self.name = ""
         if width not in (32, 64):
@@ -88,6 +93,8 @@ class Bar(Generic[R]):
         self._check_size(size)
         if registers is not None and region is not None:
             raise self.error("registers= and region= both say what lies behind it; give one")
+        if shared:
+            self._check_shared()
         if registers is not None and registers.size > size:
             raise self.error(
                 f"{registers.__name__} has {registers.size:#x} bytes of registers, more than size={size:#x}; "
@@ -109,6 +116,15 @@ class Bar(Generic[R]):
         if size > self.max_size:
             way_out = "write width=64" if self.width == 32 and not self.is_io else f"write size={self.max_size:#x}"
             raise self.error(f"size={size:#x}; {self.width} bits describe {self.max_size:#x} bytes at most: {way_out}")
+
+    def _check_shared(self) -> None:
+        if self.registers is not None or self._factory is not None:
+            raise self.error(
+                "shared=True makes memory of all of it, and registers= or region= put something else there: to share "
+                "part of it, write tails = bar0.shared_area(0x1000, 0x1000) below it"
+            )
+        if self.size % PAGE_SIZE:
+            raise self.error(f"shared=True and size={self.size:#x}; what is mapped are whole pages of {PAGE_SIZE:#x}")
 
     def error(self, what: str) -> DefinitionError:
         """An error about this declaration, with the place it stands at."""
@@ -135,7 +151,7 @@ class Bar(Generic[R]):
         if self.registers is not None:
             region = self.registers(size=self.size)
         elif self._factory is None:
-            region = MemoryRegion(self.size)
+            region = SharedMemoryRegion(self.size) if self.shared else MemoryRegion(self.size)
         else:
             region = self._factory(device)
             if not isinstance(region, Region):
@@ -183,6 +199,26 @@ class Bar(Generic[R]):
         """A client has read the register or field."""
         return self._decorator(HookKind.AFTER_READ, path)
 
+    def doorbell(self, path: str, *, value: int | None = None) -> Callable[[F], F]:
+        """A client writes the register to say "there is work"; which value it writes does not matter, or is ``value``.
+
+        The handler is called without the value (for arrays, with the indexes). A client may then ring through an
+        eventfd: with KVM, the guest's write does not even leave the kernel. What that costs:
+
+        - Several rings may be one call, and the call may come after messages sent later, or be lost in a reset.
+        - The register does not see the write: what it stores stays, and other hooks of it do not run. So it is best
+          declared WO, and a value the device needs best put in memory.
+        - While a client is connected that asked for eventfds, register accesses take one system call more.
+
+        Clients that do not ask (QEMU 11.1 is one) send messages, which ring as well: a write of any width, whose value,
+        if one is named, is the register's then.
+
+        Args:
+            path: a register of its block: ``"kick"``, ``"queues.kick"``.
+            value: the one value that rings; others are ordinary writes.
+        """
+        return mark_doorbell(self, path, value, here(1))
+
     # -- the attribute ---------------------------------------------------------------------------------------------
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -208,10 +244,16 @@ class Bar(Generic[R]):
 class MemoryBar(Bar[R]):
     """A memory BAR.
 
+    The client may map it: all of it with ``shared=True``, parts of it with ``shared_area``. Its accesses then need no
+    message, go at the speed of memory, and are not noticed by the device. One such area in any BAR has a price: QEMU
+    then waits for the reply to every register write of the whole device, where it would have posted the write. So share
+    what is accessed in bulk, and do without where a driver mostly writes registers.
+
     Args:
         size: bytes, a power of two, 16 or more. 4096 or more lets a client map it; Windows wants 16 KiB for NVMe.
         prefetchable: reads have no side effects, and writes may be merged.
         width: 32 or 64 bits of address; 64 takes this BAR's index and the next.
+        shared: plain memory that the client may map, a ``SharedMemoryRegion``; whole pages.
         registers: the register block behind it; what lies beyond its registers is unmodelled.
         region: makes the region behind it, given the device; it may be smaller than the BAR. Without ``registers`` or
             ``region`` the BAR is plain memory.
@@ -223,6 +265,15 @@ class MemoryBar(Bar[R]):
     min_size = 16
     kind = "memory"
 
+    @overload
+    def __init__(
+        self: MemoryBar[SharedMemoryRegion],
+        size: int,
+        *,
+        shared: Literal[True],
+        prefetchable: bool = ...,
+        width: int = ...,
+    ) -> None: ...
     @overload
     def __init__(self: MemoryBar[MemoryRegion], size: int, *, prefetchable: bool = ..., width: int = ...) -> None: ...
     @overload
@@ -241,8 +292,26 @@ class MemoryBar(Bar[R]):
         width: int = 32,
         registers: type[Any] | None = None,
         region: Callable[[Any], Any] | None = None,
+        shared: bool = False,
     ) -> None:
-        super().__init__(size=size, width=width, prefetchable=prefetchable, registers=registers, region=region)
+        super().__init__(
+            size=size, width=width, prefetchable=prefetchable, registers=registers, region=region, shared=shared
+        )
+
+    def shared_area(self, offset: int, size: int) -> SharedArea:
+        """Makes part of it memory that a client may map, beside its registers: ``tails = bar0.shared_area(...)``.
+
+        Read through a device, the attribute is that memory, a memoryview. The first area counts for SPDK, which maps
+        one; others it reaches by messages.
+
+        Args:
+            offset: bytes into the BAR, the start of a page.
+            size: bytes, whole pages.
+
+        Raises:
+            DefinitionError: they are no whole pages.
+        """
+        return SharedArea(self, offset, size, here(1))
 
     @property
     def flags(self) -> int:

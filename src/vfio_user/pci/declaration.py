@@ -18,10 +18,12 @@ from vfio_user.pci.capabilities.base import AnyCapability, Capability, ExtendedC
 from vfio_user.pci.capabilities.express import PciExpress
 from vfio_user.pci.capabilities.msix import MsiX
 from vfio_user.pci.config_space import CONVENTIONAL_SIZE, EXPRESS_SIZE
+from vfio_user.pci.doorbells import DoorbellPlaces, check_doorbells
 from vfio_user.pci.header import HEADER_SIZE
 from vfio_user.pci.msix_placement import MsiXPlacement, occupied_indexes, place_msix
 from vfio_user.pci.placement import PlacementRequest, place
 from vfio_user.pci.registers import Hooks
+from vfio_user.pci.shared_areas import MsiXStructure, SharedArea, check_shared_areas
 
 __all__ = ["FunctionDeclaration", "PlacedCapability", "declare_function"]
 
@@ -52,6 +54,8 @@ class FunctionDeclaration:
         device_class: the class.
         bars: by index; those MSI-X needs for itself included.
         hooks: by BAR index, in the order they run.
+        shared_areas: by BAR index, ascending.
+        doorbells: by BAR index.
         capabilities: the conventional ones, in the order of their chain.
         extended_capabilities: the extended ones, in the order of theirs.
         msix: where the MSI-X table lies, None without MSI-X.
@@ -61,6 +65,8 @@ class FunctionDeclaration:
     device_class: type
     bars: Mapping[int, Bar[Any]]
     hooks: Mapping[int, Hooks]
+    shared_areas: Mapping[int, tuple[SharedArea, ...]]
+    doorbells: Mapping[int, tuple[DoorbellPlaces, ...]]
     capabilities: tuple[PlacedCapability, ...]
     extended_capabilities: tuple[PlacedCapability, ...]
     msix: MsiXPlacement | None
@@ -77,11 +83,12 @@ def declare_function(device_class: type) -> FunctionDeclaration:
         DefinitionError: two declarations clash, or one of them cannot be; both are named, with their lines.
     """
     bars: dict[int, Bar[Any]] = {}
+    areas: dict[str, SharedArea] = {}
     conventional: list[tuple[str, AnyCapability]] = []
     extended: list[tuple[str, AnyCapability]] = []
     seen: dict[int, str] = {}
     for name, member in _members(device_class):
-        if not isinstance(member, (Bar, AnyCapability)):
+        if not isinstance(member, (Bar, SharedArea, AnyCapability)):
             continue
         if id(member) in seen:
             raise DefinitionError(
@@ -91,6 +98,8 @@ def declare_function(device_class: type) -> FunctionDeclaration:
         seen[id(member)] = name
         if isinstance(member, Bar):
             bars[_bar_index(device_class, name, member)] = member
+        elif isinstance(member, SharedArea):
+            areas[name] = member
         elif isinstance(member, ExtendedCapability):
             extended.append((name, member))
         elif isinstance(member, Capability):
@@ -108,10 +117,20 @@ def declare_function(device_class: type) -> FunctionDeclaration:
         )
     msix = next((capability for _, capability in conventional if isinstance(capability, MsiX)), None)
     placement = None if msix is None else place_msix(msix, bars)
+    all_bars = dict(sorted({**bars, **(placement.bars if placement else {})}.items()))
+    structures = []
+    if msix is not None and placement is not None:
+        structures = [
+            MsiXStructure("the MSI-X table", *placement.table, msix.table_size),
+            MsiXStructure("the MSI-X pending bits", *placement.pba, msix.pba_size),
+        ]
+    hooks = _hooks(device_class, bars)
     return FunctionDeclaration(
         device_class=device_class,
-        bars=dict(sorted({**bars, **(placement.bars if placement else {})}.items())),
-        hooks=_hooks(device_class, bars),
+        bars=all_bars,
+        hooks=hooks,
+        shared_areas=check_shared_areas(areas, all_bars, structures),
+        doorbells=check_doorbells(device_class, bars, hooks),
         capabilities=_chain(conventional, HEADER_SIZE, CONVENTIONAL_SIZE, "capability area"),
         extended_capabilities=_chain(extended, CONVENTIONAL_SIZE, EXPRESS_SIZE, "extended capability area"),
         msix=placement,

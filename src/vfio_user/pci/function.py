@@ -7,7 +7,7 @@ behind the BARs and the capabilities, and puts the last two where the class's at
 Resets:
 
 - ``PciFunction.reset(kind)`` resets the registers of configuration space, the MSI-X table, and the register blocks
-  behind BARs. What the device keeps elsewhere is its own business; plain memory keeps its contents.
+  behind BARs. What the device keeps elsewhere is its own business; memory, shared or not, keeps its contents.
 - A function level reset written by the guest, or a way back from D3hot that resets, calls it and then tells the device.
 - A reset sends no events about what it changed: being told of the reset is enough.
 - Sticky bits and hardware-initialised ones survive all of them.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from vfio_user.errors import DefinitionError
+from vfio_user.pci.bars import Bar
 from vfio_user.pci.capabilities.base import AnyCapability
 from vfio_user.pci.capabilities.express import PciExpress
 from vfio_user.pci.capabilities.msi import Msi
@@ -30,12 +31,14 @@ from vfio_user.pci.capabilities.power_management import PowerManagement, PowerSt
 from vfio_user.pci.config_registers import ConfigRegisters
 from vfio_user.pci.config_space import CONVENTIONAL_SIZE, ConfigSpace
 from vfio_user.pci.declaration import FunctionDeclaration, PlacedCapability, declare_function
+from vfio_user.pci.doorbells import bind_doorbells
 from vfio_user.pci.events import FunctionEvents
 from vfio_user.pci.header import MULTIFUNCTION, Type0Header
-from vfio_user.pci.overlay import OverlayRegion
+from vfio_user.pci.overlay import OverlayRegion, SharedOverlay
 from vfio_user.pci.registers import RO, Register, RegisterBlock, ResetKind
 from vfio_user.pci.rom import OptionRom
-from vfio_user.regions import Region
+from vfio_user.pci.shared_areas import SharedArea
+from vfio_user.regions import Doorbell, Region
 
 __all__ = ["ClasslessWarning", "PciAttributes", "PciFunction", "build_function"]
 
@@ -168,15 +171,42 @@ class PciFunction:
         return capability
 
     def _build_bars(self, device: object) -> None:
-        named = {}
+        named: dict[str, object] = {}
         for index, bar in self.declaration.bars.items():
             region = bar.build(device)
+            doorbells: list[Doorbell] = []
             if isinstance(region, RegisterBlock):
                 self._blocks.append(region)
                 region.bind(self.declaration.hooks.get(index, ()), device)
+                doorbells = bind_doorbells(self.declaration.doorbells.get(index, ()), region, device)
             named[f"bar{index}"] = region
-            self.regions[index] = bar.fill(self._with_msix(index, region))
+            filled = bar.fill(self._with_msix(index, region))
+            if len(filled.mappable_areas) < len(region.mappable_areas):
+                raise bar.error("MSI-X lies in an area of its region that can be mapped: say table_offset= elsewhere")
+            areas = self.declaration.shared_areas.get(index)
+            if areas:
+                filled = self._with_areas(bar, filled, areas, named)
+            if doorbells:
+                filled.ioeventfds = doorbells
+            self.regions[index] = filled
         device.__dict__.update(named)
+
+    def _with_areas(
+        self, bar: Bar[Any], region: Region, areas: tuple[SharedArea, ...], named: dict[str, object]
+    ) -> Region:
+        """Puts shared memory where the class declares it, on top of everything else."""
+        if region.mappable_areas:
+            raise areas[0].error("the region of its BAR has areas of its own that can be mapped: keep one of the two")
+        for placement in region.placements if isinstance(region, RegisterBlock) else ():
+            for area in areas:
+                if area.overlaps(placement.offset, placement.offset + placement.region.size):
+                    raise area.error(f"{placement} was placed in it, which accesses of mapped memory do not reach")
+        try:
+            overlay = SharedOverlay(region, [(area.offset, area.size) for area in areas])
+        except (OSError, OverflowError) as exc:
+            raise bar.error(f"no memory file of {bar.size:#x} bytes can be made, to share part of it: {exc}") from exc
+        named.update({area.name: overlay.shared.views[area.offset] for area in areas})
+        return overlay
 
     def _with_msix(self, index: int, region: Region) -> Region:
         """Puts the MSI-X table and the pending bits into their BAR."""
