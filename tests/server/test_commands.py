@@ -209,6 +209,7 @@ def test_a_command_that_wants_no_reply_gets_none(client: RawClient, command: Com
         Command.DMA_UNMAP: struct.pack("<IIQQ", 24, 2, 0, 0),
         Command.DEVICE_GET_INFO: INFO.pack(16, 0, 0, 0),
         Command.DEVICE_GET_REGION_INFO: REGION_INFO.pack(32, 0, 0, 0, 0, 0),
+        Command.DEVICE_GET_REGION_IO_FDS: INFO.pack(16, 0, 0, 0),
         Command.DEVICE_GET_IRQ_INFO: INFO.pack(16, 0, 0, 0),
         Command.DEVICE_SET_IRQS: struct.pack("<IIIII", 20, 0x21, 0, 0, 0),
         Command.REGION_READ: ACCESS.pack(0, 0, 4),

@@ -167,6 +167,21 @@ INFO = [
     Row("region: small argsz", Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 31, 0, 0, 0, 0, 0)),
     Row("region: index 9", Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 32, 0, 9, 0, 0, 0)),
     Row("region: last index", Command.DEVICE_GET_REGION_INFO, struct.pack("<IIIIQQ", 32, 0, U32, 0, 0, 0)),
+    *(
+        Row(f"io fds: {name}", Command.DEVICE_GET_REGION_IO_FDS, payload, EINVAL, fds)
+        for name, payload, fds in [
+            ("short payload", struct.pack("<IIII", 16, 0, 0, 0)[:15], ""),
+            ("small argsz", struct.pack("<IIII", 15, 0, 0, 0), ""),
+            ("argsz over 1 MiB", struct.pack("<IIII", MIB + 1, 0, 0, 0), ""),
+            ("largest argsz", struct.pack("<IIII", U32, 0, 0, 0), ""),
+            ("flags", struct.pack("<IIII", 16, 1, 0, 0), ""),
+            ("a count", struct.pack("<IIII", 16, 0, 0, 1), ""),
+            ("index 9", struct.pack("<IIII", 16, 0, 9, 0), ""),
+            ("last index", struct.pack("<IIII", 16, 0, U32, 0), ""),
+            ("an absent region", struct.pack("<IIII", 16, 0, 5, 0), ""),
+            ("descriptors, refused", struct.pack("<IIII", 16, 1, 0, 0), "em"),
+        ]
+    ),
     Row("irq: short payload", Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, 0, 0)[:15]),
     Row("irq: small argsz", Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 15, 0, 0, 0)),
     Row("irq: index 5", Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, 5, 0)),

@@ -4,8 +4,8 @@ A function gets the session, the payload and the message's descriptors; it takes
 returns the reply. Refusals are raised: RemoteProtocolError for what breaks the protocol, DeviceError for what the
 device does not do. To support a new command, write its function and enter it in ``COMMANDS``.
 
-The commands still to come have their place here too: DEVICE_GET_REGION_IO_FDS, DIRTY_PAGES, DEVICE_FEATURE,
-MIG_DATA_READ and MIG_DATA_WRITE. Until then they are refused as unknown.
+The commands still to come have their place here too: DIRTY_PAGES, DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE.
+Until then they are refused as unknown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_user.errors import DeviceError, InvalidAccess, RemoteProtocolError, VersionError
-from vfio_user.protocol.constants import Command, RegionFlags
+from vfio_user.protocol.constants import MAX_FDS_PER_MESSAGE, Command, IoEventFdFlags, RegionFlags
 from vfio_user.protocol.device import DeviceInfoRequest
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
 from vfio_user.protocol.header import Header, reply_header
@@ -23,14 +23,16 @@ from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
 from vfio_user.protocol.region import (
     ACCESS,
     MAX_MULTI_WRITE_SIZE,
+    MappableArea,
     RegionAccess,
     RegionInfo,
     RegionInfoRequest,
     RegionWriteMulti,
     WriteMultiReply,
 )
+from vfio_user.protocol.region_io_fds import IoEventFd, RegionIoFds, RegionIoFdsRequest
 from vfio_user.protocol.version import VersionMessage, answer
-from vfio_user.regions import ACCESS_SIZES, Region
+from vfio_user.regions import ACCESS_SIZES, Doorbell, Region
 
 if TYPE_CHECKING:
     from vfio_user.server.session import Session
@@ -100,8 +102,40 @@ def _get_region_info(session: Session, payload: bytes, _fds: list[int]) -> Reply
     if region.size:
         flags |= RegionFlags.READ if region.readable else RegionFlags(0)
         flags |= RegionFlags.WRITE if region.writable else RegionFlags(0)
-    reply, _ = RegionInfo(request.index, flags, region.size).encode(request.argsz)
-    return Reply(reply)
+    areas: tuple[MappableArea, ...] = ()
+    fds: tuple[int, ...] = ()
+    # A client that takes no descriptor gets no flag either: cloud-hypervisor dies of the one without the other.
+    if region.mappable_areas and region.mappable_fd is not None and _max_fds(session):
+        flags |= RegionFlags.MMAP
+        # Listed even where one area is the whole region: SPDK maps nothing without.
+        areas = tuple(MappableArea(*area) for area in region.mappable_areas)
+        fds = (region.mappable_fd,)
+    reply, complete = RegionInfo(request.index, flags, region.size, areas=areas).encode(request.argsz)
+    return Reply(reply, fds if complete else ())
+
+
+def _get_region_io_fds(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+    request = RegionIoFdsRequest.decode(payload)
+    region = _region(session, request.index)
+    if not region.size or not (region.readable or region.writable):
+        raise InvalidAccess(f"region {request.index} cannot be accessed at all")
+    # One descriptor each, and one message for all. What is not offered is written by messages, as ever.
+    doorbells = region.ioeventfds[: _max_fds(session)]
+    entries = tuple(_io_eventfd(number, doorbell) for number, doorbell in enumerate(doorbells))
+    reply, complete = RegionIoFds.of(request.index, entries).encode(request.argsz)
+    return Reply(reply, session.device.ioeventfds.eventfds(request.index, doorbells) if complete else ())
+
+
+def _io_eventfd(number: int, doorbell: Doorbell) -> IoEventFd:
+    flags = IoEventFdFlags.PIO if doorbell.is_io else IoEventFdFlags(0)
+    if doorbell.value is not None:
+        flags |= IoEventFdFlags.DATAMATCH
+    return IoEventFd(doorbell.offset, doorbell.size, number, flags, doorbell.value or 0)
+
+
+def _max_fds(session: Session) -> int:
+    """Descriptors the client takes in one message."""
+    return 0 if session.agreement is None else min(session.agreement.client.max_msg_fds, MAX_FDS_PER_MESSAGE)
 
 
 def _get_irq_info(session: Session, payload: bytes, _fds: list[int]) -> Reply:
@@ -170,6 +204,7 @@ COMMANDS: dict[int, Callable[[Session, bytes, list[int]], Reply]] = {
     Command.DMA_UNMAP: _dma_unmap,
     Command.DEVICE_GET_INFO: _get_info,
     Command.DEVICE_GET_REGION_INFO: _get_region_info,
+    Command.DEVICE_GET_REGION_IO_FDS: _get_region_io_fds,
     Command.DEVICE_GET_IRQ_INFO: _get_irq_info,
     Command.DEVICE_SET_IRQS: _set_irqs,
     Command.REGION_READ: _region_read,

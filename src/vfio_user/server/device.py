@@ -16,6 +16,7 @@ from vfio_user.pci.registers import ResetKind
 from vfio_user.protocol.constants import NUM_PCI_REGIONS, DeviceFlags, IrqIndex
 from vfio_user.protocol.device import DeviceInfo
 from vfio_user.regions import EmptyRegion, Region
+from vfio_user.server.doorbells import Doorbells
 from vfio_user.server.loop import EventLoop, Timer, Watch
 
 __all__ = ["Device"]
@@ -35,6 +36,7 @@ class Device:
         num_irqs: interrupt indexes a client may ask about.
         interrupts: vectors, and the eventfds the client connected to them.
         dma: the client's memory.
+        ioeventfds: the eventfds of those regions' doorbells; the server's to use.
 
     A device outlives its clients. It keeps its state when one goes, and only loses what was the client's: mappings and
     eventfds. It needs no client, either: its regions can be read and written in the same process.
@@ -50,6 +52,7 @@ class Device:
     def __init__(self, *, irqs: dict[IrqIndex, int] | None = None) -> None:
         self.interrupts = Interrupts(irqs or {})
         self.dma = Dma()
+        self.ioeventfds = Doorbells(self.watch)
         self._regions: dict[int, Region] = {}
         self._loop: EventLoop | None = None
         self._is_connected = False
@@ -80,7 +83,10 @@ class Device:
     # What happens to it; override what matters.
 
     def on_reset(self, kind: ResetKind) -> None:
-        """The device was reset: put back whatever is not in a register. DMA mappings and eventfds stay."""
+        """The device was reset: put back whatever is not in a register. DMA mappings and eventfds stay.
+
+        So does work put off before: cancel the timers a reset is to stop.
+        """
 
     def on_connect(self) -> None:
         """A client connected."""
@@ -89,8 +95,12 @@ class Device:
         """The client is gone, and with it every mapping and eventfd. Stop what used them."""
 
     def reset(self, kind: ResetKind = ResetKind.DEVICE) -> None:
-        """Resets the device: pending interrupts and registers, then ``on_reset``. Spec: "VFIO_USER_DEVICE_RESET"."""
+        """Resets the device: pending interrupts and rings, then ``on_reset``. Spec: "VFIO_USER_DEVICE_RESET".
+
+        Memory keeps its contents, whether or not a client maps it; a device for which that is wrong clears it there.
+        """
         self.interrupts.reset()
+        self.ioeventfds.drain()
         self.on_reset(kind)
 
     # Work put off.
@@ -147,5 +157,6 @@ class Device:
         try:
             self.on_disconnect()
         finally:
+            self.ioeventfds.clear()
             self.interrupts.clear()
             self.dma.clear()

@@ -120,7 +120,7 @@ class PciDevice(Device, PciAttributes):
     # Resets.
 
     def reset(self, kind: ResetKind = ResetKind.DEVICE) -> None:
-        """Resets the function: every register that is reset by ``kind``, pending interrupts, then ``on_reset``.
+        """Resets the function: registers as ``kind`` demands, pending interrupts and rings, then ``on_reset``.
 
         DMA mappings and eventfds stay: they are the client's, and QEMU does not set them up again after DEVICE_RESET.
         """
@@ -130,6 +130,7 @@ class PciDevice(Device, PciAttributes):
     def _was_reset(self, kind: ResetKind) -> None:
         """Does the rest of a reset, the registers having been reset."""
         self.interrupts.reset()
+        self.ioeventfds.drain()
         self._update_gates()
         self.on_reset(kind)
 

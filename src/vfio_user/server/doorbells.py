@@ -1,0 +1,95 @@
+"""The eventfds by which a client rings a device's doorbells, instead of sending the writes.
+
+A client that asks with DEVICE_GET_REGION_IO_FDS gets an eventfd for each; from then on the device's loop watches them,
+and calls the doorbell whenever one was written. (No client that asks costs nothing: with no watched descriptor the
+session receives from its socket directly.) They are closed with the connection, and the next client gets new ones, so
+that what an earlier one kept rings nothing.
+
+The other end of an eventfd is the client's, too: it can take what it wrote out again, or make reading block. Hence
+RWF_NOWAIT.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vfio_user.regions import Doorbell
+
+if TYPE_CHECKING:
+    from vfio_user.server.loop import Watch
+
+__all__ = ["Doorbells"]
+
+
+class Doorbells:
+    """The eventfds of one device; it has none until a client asks.
+
+    Args:
+        watch: ``Device.watch``.
+
+    Threading: session thread.
+    """
+
+    def __init__(self, watch: Callable[[int, Callable[[], None]], Watch]) -> None:
+        self._watch = watch
+        #: By what tells a doorbell from another, so that asking again and again opens nothing.
+        self._open: dict[tuple[int, int, int, int | None], tuple[int, Watch]] = {}
+
+    def eventfds(self, region: int, doorbells: Iterable[Doorbell]) -> tuple[int, ...]:
+        """An eventfd for each doorbell of a region, watched from here on; the same as before where it had one.
+
+        Ownership: they stay the device's, and are open until ``clear``.
+
+        Raises:
+            OSError: too many descriptors are open.
+        """
+        fds = []
+        for doorbell in doorbells:
+            key = region, doorbell.offset, doorbell.size, doorbell.value
+            if key not in self._open:
+                fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                try:
+                    self._open[key] = fd, self._watch(fd, partial(_answer, fd, doorbell))
+                except BaseException:
+                    os.close(fd)
+                    raise
+            fds.append(self._open[key][0])
+        return tuple(fds)
+
+    def drain(self) -> None:
+        """Forgets what was rung and not answered yet: the device was reset."""
+        for fd, _ in self._open.values():
+            _take(fd)
+
+    def clear(self) -> None:
+        """Closes all of them: the client is gone."""
+        for fd, watch in self._open.values():
+            watch.close()
+            os.close(fd)
+        self._open.clear()
+
+
+def _answer(fd: int, doorbell: Doorbell) -> None:
+    if _take(fd):
+        doorbell.ring()
+
+
+def _take(fd: int) -> bool:
+    """Empties an eventfd; False if it was empty."""
+    try:
+        # -1 is "where it stands", the only place an eventfd has.
+        os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:  # Linux before 5.8
+            raise
+        try:
+            os.eventfd_read(fd)
+        except BlockingIOError:
+            return False
+    return True

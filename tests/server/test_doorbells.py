@@ -1,0 +1,287 @@
+"""Doorbells: what DEVICE_GET_REGION_IO_FDS gives a client, and what becomes of its rings."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fds import close_all, leaked_since, open_fds
+from tests.support.raw_client import RawClient, connect, memory_session
+from vfio_user import WO, IoBar, MemoryBar, PciDevice, Register, RegisterBlock, ResetKind, Server
+from vfio_user.protocol.constants import Command, IoEventFdFlags
+from vfio_user.protocol.region_io_fds import IoEventFd, RegionIoFds, RegionIoFdsRequest
+from vfio_user.regions import Doorbell, MemoryRegion
+from vfio_user.server.device import Device
+from vfio_user.server.doorbells import Doorbells
+from vfio_user.server.loop import EventLoop
+
+DATAMATCH, PIO = IoEventFdFlags.DATAMATCH, IoEventFdFlags.PIO
+
+
+class Queues(RegisterBlock):
+    kick = Register(0x00, access=WO, count=3)
+    notify = Register(0x10, width=16, access=WO)
+
+
+class Card(PciDevice):
+    vendor_id, device_id, class_code = 0x1234, 0x5678, 0xFF0000
+    bar0 = MemoryBar(4096, registers=Queues)
+    bar1 = IoBar(64, registers=Queues)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rung: list[object] = []
+        self.was_rung = threading.Semaphore(0)
+
+    def ring(self, what: object) -> None:
+        self.rung.append(what)
+        self.was_rung.release()
+
+    @bar0.doorbell("kick")
+    def kicked(self, queue: int) -> None:
+        self.ring(queue)
+
+    @bar0.doorbell("notify", value=0x77)
+    def notified(self) -> None:
+        self.ring("notified")
+
+    @bar1.doorbell("notify")
+    def port_written(self) -> None:
+        self.ring("port")
+
+
+@pytest.fixture
+def card() -> Card:
+    return Card()
+
+
+@pytest.fixture
+def client(card: Card) -> Iterator[RawClient]:
+    with memory_session(card) as client:
+        client.negotiate()
+        yield client
+
+
+def ask(client: RawClient, index: int, argsz: int = 4096) -> tuple[RegionIoFds, list[int]]:
+    """DEVICE_GET_REGION_IO_FDS, which must succeed; the descriptors are the caller's."""
+    reply = client.request(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFdsRequest(index, argsz).encode())
+    assert reply.error == 0
+    return RegionIoFds.decode(reply.payload), reply.fds
+
+
+def test_a_client_gets_an_eventfd_for_each(client: RawClient, card: Card) -> None:
+    told, fds = ask(client, 0)
+    assert told.entries == (
+        IoEventFd(0x00, 4, 0),
+        IoEventFd(0x04, 4, 1),
+        IoEventFd(0x08, 4, 2),
+        IoEventFd(0x10, 2, 3, DATAMATCH, 0x77),
+    )
+    assert (told.argsz, told.count, told.long) == (16 + 4 * 40, 4, False)
+    for fd in fds:
+        assert Path(f"/proc/self/fd/{fd}").readlink() == Path("anon_inode:[eventfd]")
+        os.eventfd_write(fd, 1)
+        assert client.is_silent()
+    assert card.rung == [0, 1, 2, "notified"]
+    close_all(fds)
+
+
+def test_io_space_says_so(client: RawClient, card: Card) -> None:
+    told, fds = ask(client, 1)
+    assert told.entries == (IoEventFd(0x10, 2, 0, PIO),)
+    os.eventfd_write(fds[0], 1)
+    assert client.is_silent()
+    assert card.rung == ["port"]
+    close_all(fds)
+
+
+def test_rings_before_they_are_answered_are_one(client: RawClient, card: Card) -> None:
+    _, fds = ask(client, 0)
+    for count in (1, 1, 1000, (1 << 64) - 1004):
+        os.eventfd_write(fds[1], count)
+    assert client.is_silent()
+    assert card.rung == [1]
+    close_all(fds)
+
+
+def test_messages_ring_as_well(client: RawClient, card: Card) -> None:
+    _, fds = ask(client, 0)
+    client.write(0, 0x08, 123)
+    client.write(0, 0x10, 0x77, 2)
+    client.write(0, 0x10, 0x78, 2)
+    assert card.rung == [2, "notified"]
+    close_all(fds)
+
+
+def test_asking_again_gives_the_same(client: RawClient, card: Card) -> None:
+    _, first = ask(client, 0)
+    before = open_fds()
+    for _ in range(3):
+        told, again = ask(client, 0)
+        assert told.count == 4
+        close_all(again)
+    assert leaked_since(before) == []
+    _, other = ask(client, 0)
+    os.eventfd_write(first[0], 1)
+    os.eventfd_write(other[0], 1)
+    assert client.is_silent()
+    assert card.rung == [0]
+    close_all(first + other)
+
+
+@pytest.mark.parametrize("argsz", [16, 175])
+def test_without_room_nothing_is_opened(client: RawClient, argsz: int) -> None:
+    before = open_fds()
+    told, fds = ask(client, 0, argsz)
+    assert (told.entries, told.count, told.argsz, fds) == ((), 4, 176, [])
+    assert leaked_since(before) == []
+    told, fds = ask(client, 0, told.argsz)
+    assert len(told.entries) == len(fds) == 4
+    close_all(fds)
+
+
+@pytest.mark.parametrize(("takes", "gets"), [(0, 0), (1, 1), (3, 3), (4, 4), (16, 4)])
+def test_a_client_is_offered_what_it_can_take(card: Card, takes: int, gets: int) -> None:
+    with memory_session(card) as client:
+        client.negotiate({"max_msg_fds": takes})
+        told, fds = ask(client, 0)
+        assert told.count == len(told.entries) == len(fds) == gets
+        close_all(fds)
+
+
+def test_a_region_without_doorbells_has_none(client: RawClient) -> None:
+    before = open_fds()
+    told, fds = ask(client, 7)
+    assert (told, fds) == (RegionIoFds.of(7, ()), [])
+    assert leaked_since(before) == []
+
+
+def test_a_reset_forgets_rings(client: RawClient, card: Card) -> None:
+    _, fds = ask(client, 0)
+    for kind in ResetKind:
+        os.eventfd_write(fds[0], 1)
+        card.reset(kind)
+        assert client.is_silent()
+    assert card.rung == []
+    os.eventfd_write(fds[0], 1)
+    assert client.is_silent()
+    assert card.rung == [0]
+    close_all(fds)
+
+
+def test_what_a_former_client_kept_rings_nothing(card: Card) -> None:
+    before = open_fds()
+    with memory_session(card) as client:
+        client.negotiate()
+        _, kept = ask(client, 0)
+    with memory_session(card) as client:
+        client.negotiate()
+        _, fds = ask(client, 0)
+        os.eventfd_write(kept[0], 1)
+        assert client.is_silent()
+        assert card.rung == []
+        os.eventfd_write(fds[0], 1)
+        assert client.is_silent()
+        assert card.rung == [0]
+        close_all(fds)
+    close_all(kept)
+    assert leaked_since(before) == []
+
+
+def test_a_device_of_another_kind_has_doorbells_too() -> None:
+    rung = []
+    device, region = Device(), MemoryRegion(64)
+    region.ioeventfds = [Doorbell(8, 4, None, lambda: rung.append(8))]
+    device.set_region(3, region)
+    with memory_session(device) as client:
+        client.negotiate()
+        told, fds = ask(client, 3)
+        assert told.entries == (IoEventFd(8, 4, 0),)
+        os.eventfd_write(fds[0], 1)
+        assert client.is_silent()
+        device.reset()
+        close_all(fds)
+    assert rung == [8]
+
+
+def test_over_a_socket_with_nothing_but_the_eventfd(card: Card, tmp_path: Path) -> None:
+    with Server(card, tmp_path / "card.sock", strict=True).start(), connect(tmp_path / "card.sock") as client:
+        client.negotiate()
+        _, fds = ask(client, 0)
+        os.eventfd_write(fds[2], 1)
+        assert card.was_rung.acquire(timeout=10)
+        assert card.rung == [2]
+        # The session goes on as it was, and its own way of receiving with it.
+        client.write(0, 0, 1)
+        assert card.rung == [2, 0]
+        close_all(fds)
+
+
+# What a client does to make trouble: the eventfd's other end is its own.
+
+
+def doorbells_on(loop: EventLoop, rung: list[int]) -> tuple[Doorbells, int]:
+    doorbells = Doorbells(loop.watch)
+    (fd,) = doorbells.eventfds(0, [Doorbell(0, 4, None, lambda: rung.append(0))])
+    return doorbells, fd
+
+
+@pytest.mark.parametrize("old_kernel", [False, True])
+def test_a_client_that_takes_its_ring_back_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, old_kernel: bool) -> None:
+    loop, rung = EventLoop(), list[int]()
+    doorbells, fd = doorbells_on(loop, rung)
+    if not old_kernel:  # the flag is the client's to clear; an old kernel is at its mercy
+        os.set_blocking(fd, True)
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        os.eventfd_read(fd)  # between the loop's look and its read
+        if old_kernel:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    os.eventfd_write(fd, 1)
+    loop.run_once(0)
+    assert rung == []
+    doorbells.clear()
+    loop.close()
+
+
+def test_a_kernel_that_cannot_read_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, rung = EventLoop(), list[int]()
+    doorbells, fd = doorbells_on(loop, rung)
+
+    def preadv(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    os.eventfd_write(fd, 1)
+    loop.run_once(0)
+    assert rung == [0]
+    doorbells.clear()
+    loop.close()
+
+
+def test_an_eventfd_that_cannot_be_watched_is_closed() -> None:
+    def watch(fd: int, callback: object) -> None:
+        raise OSError(errno.ENOSPC, "too many watches")
+
+    before = open_fds()
+    doorbells = Doorbells(watch)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="too many watches"):
+        doorbells.eventfds(0, [Doorbell(0, 4, None, lambda: None)])
+    doorbells.clear()
+    assert leaked_since(before) == []
+
+
+def test_replies_are_the_specifications_bytes(client: RawClient) -> None:
+    reply = client.request(Command.DEVICE_GET_REGION_IO_FDS, struct.pack("<IIII", 1 << 20, 0, 1, 0))
+    assert reply.payload == struct.pack("<IIII", 56, 0, 1, 1) + struct.pack("<QQIIIIQ", 0x10, 2, 0, 0, 2, 0, 0)
+    close_all(reply.fds)
