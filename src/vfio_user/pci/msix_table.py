@@ -46,6 +46,16 @@ class MsiXTable(Region):
         """Masks every vector and forgets its address and data, as any reset does."""
         self._memory[:] = _ENTRY.pack(0, 0, _MASK_BIT) * self.vectors
 
+    def restore(self, contents: bytes) -> None:
+        """Puts back what ``read_bytes`` of all of it gave once; nobody is told.
+
+        Raises:
+            ValueError: it is not as long as the table.
+        """
+        if len(contents) != self.size:
+            raise ValueError(f"{len(contents)} bytes of contents for an MSI-X table of {self.size}")
+        self._memory[:] = contents
+
     def entry(self, vector: int) -> tuple[int, int, bool]:
         """What software put there.
 

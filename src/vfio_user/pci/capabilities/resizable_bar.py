@@ -104,6 +104,11 @@ class ResizableBar(ExtendedCapability):
         """
         return _SMALLEST << int(self.control[self._indexes.index(index)].size)
 
+    def restored(self) -> None:
+        """Makes the BARs decode the sizes that the registers, loaded just now, say; they lose their addresses."""
+        for index in self._indexes:
+            self._apply(index, self.current_size(index))
+
     def _apply(self, index: int, size: int) -> None:
         if self._host is not None:
             self._host.header.resize_bar(index, -size)

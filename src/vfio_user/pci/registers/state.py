@@ -6,6 +6,7 @@ checked whole before anything of it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import InvalidAccess
@@ -14,7 +15,7 @@ from vfio_user.pci.registers._text import nearest
 if TYPE_CHECKING:
     from vfio_user.pci.registers.block import RegisterBlock
 
-__all__ = ["load_block", "save_block"]
+__all__ = ["check_block", "load_block", "save_block"]
 
 
 def save_block(block: RegisterBlock) -> dict[str, Any]:
@@ -50,10 +51,26 @@ def _inner(block: RegisterBlock) -> dict[str, list[RegisterBlock]]:
 
 def load_block(block: RegisterBlock, state: object) -> None:
     """See ``RegisterBlock.load_state``."""
+    check_block(block, state)()
+
+
+def check_block(block: RegisterBlock, state: object) -> Callable[[], None]:
+    """The first half of ``RegisterBlock.load_state``, for who loads several blocks, all or none.
+
+    Returns:
+        The second half, which stores, and cannot fail.
+
+    Raises:
+        InvalidAccess: see there.
+    """
     plan: list[tuple[RegisterBlock, int, int]] = []
     _check(block, state, plan)
-    for target, slot, value in plan:
-        target._values[slot] = value
+
+    def store() -> None:
+        for target, slot, value in plan:
+            target._values[slot] = value
+
+    return store
 
 
 def _check(block: RegisterBlock, state: object, plan: list[tuple[RegisterBlock, int, int]]) -> None:
