@@ -72,7 +72,7 @@ class Everything(PciDevice):
     l1ss = L1PmSubstates(common_mode_restore_time=30, power_on_scale=1, power_on_value=9)
     dpc = DownstreamPortContainment(interrupt_message=4, poisoned_egress_blocking=True)
     ptm = PrecisionTime(granularity=4)
-    rebar = ResizableBar({0: [1 * MiB, 2 * MiB, 8 * MiB], 2: [1 * MiB, 4 * MiB]})
+    rebar = ResizableBar({0: [1 * MiB, 2 * MiB, 8 * MiB], 2: [1 * MiB, 4 * MiB]}, initial={2: 1 * MiB})
     tph = TphRequester(table=SteeringTable.CAPABILITY, entries=6, interrupt_vector_mode=True, extended=True)
     vsec = VendorSpecificExtended(0x42, b"any contents", revision=3)
     other_vsec = VendorSpecificExtended(0x43, bytes(64))
