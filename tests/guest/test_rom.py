@@ -43,7 +43,7 @@ def option_rom(size: int, device_id: int) -> bytes:
     contents = random.Random(size)
     rom = b""
     while len(rom) < size:
-        # Firmware copies the first image alone, to the 128 KiB that all ROMs share.
+        # Firmware takes the first image alone, to a place below 1 MiB that those of all devices share.
         length = min(64 * KiB if rom or size <= 64 * KiB else 2 * KiB, size - len(rom))
         code = b"\xcb" if rom else greeting(f"ROM of {size} bytes\r\n")
         code += contents.randbytes(length - _OVERHEAD - len(code))
