@@ -550,6 +550,92 @@ class TestUnmaskEventfd:
         assert interrupts.unmask_fd is None
 
 
+class TestMigration:
+    def test_held_vectors_fire_when_that_ends(self, interrupts: Interrupts, lines: Lines) -> None:
+        msix, intx, error = lines(3), lines(), lines()
+        assign(interrupts, MSIX, msix)
+        assign(interrupts, INTX, intx)
+        assign(interrupts, ERR, error)
+        interrupts.held = True
+        assert interrupts.held
+        assert not interrupts.trigger(MSIX, 1)
+        assert not interrupts.assert_intx()
+        assert not interrupts.trigger(ERR)
+        assert [line.taken() for line in (*msix, *intx, *error)] == [0] * 5
+        assert interrupts.pending(MSIX) == 0b010
+        interrupts.held = False
+        assert [line.taken() for line in (*msix, *intx, *error)] == [0, 1, 0, 1, 0]
+        assert interrupts.pending(MSIX) == 0
+        assert interrupts.trigger(MSIX, 1)
+        assert msix[1].taken() == 1
+
+    def test_eventfds_that_come_while_held_do_not_fire(self, interrupts: Interrupts, lines: Lines) -> None:
+        vectors = lines(2)
+        assign(interrupts, MSI, vectors[:1])
+        interrupts.trigger(MSI, 1)
+        interrupts.held = True
+        assign(interrupts, MSI, vectors[1:], start=1)
+        interrupts.unmask(MSI, 1)
+        interrupts.set_irqs(MSI, NONE | TRIGGER, 0, 1)
+        assert [line.taken() for line in vectors] == [0, 0]
+        interrupts.held = False
+        assert [line.taken() for line in vectors] == [0, 1]
+
+    def test_what_is_the_devices_moves(self, lines: Lines) -> None:
+        source, destination = Interrupts({INTX: 1, MSI: 4, MSIX: 20}), Interrupts({INTX: 1, MSI: 4, MSIX: 20})
+        vectors, intx, levels = lines(20), lines(), list[bool]()
+        destination.on_intx_level = levels.append
+        assign(source, MSIX, vectors)
+        for vector in (0, 19):
+            source.mask(MSIX, vector)
+            source.trigger(MSIX, vector)
+        source.assert_intx()
+        destination.check_state(source.save_state())()
+        assert destination.intx_level
+        assert levels == [True]
+        assert destination.pending(MSIX) == 1 | 1 << 19
+        assert destination.pending(MSI) == 0
+        source.clear()
+        # The destination's client connects what its guest uses, and learns what it missed.
+        assign(destination, MSIX, vectors)
+        assign(destination, INTX, intx)
+        assert [number for number, line in enumerate(vectors) if line.taken()] == [0, 19]
+        assert intx[0].taken() == 1
+        destination.clear()
+
+    def test_what_was_connected_before_the_state_came(self, interrupts: Interrupts, lines: Lines) -> None:
+        vectors, intx = lines(4), lines()
+        assign(interrupts, MSI, vectors)
+        assign(interrupts, INTX, intx)
+        interrupts.trigger(MSI, 3)
+        assert vectors[3].taken() == 1
+        interrupts.check_state({"intx_level": True, "pending": {"MSI": 0b100, "MSIX": 0}})()
+        assert [line.taken() for line in (*vectors, *intx)] == [0, 0, 1, 0, 1]
+
+    @pytest.mark.parametrize(
+        "state",
+        [
+            None,
+            {},
+            {"intx_level": 1, "pending": {"MSI": 0, "MSIX": 0}},
+            {"intx_level": True},
+            {"intx_level": True, "pending": {"MSI": 0}},
+            {"intx_level": True, "pending": {"MSI": 0x10, "MSIX": 0}},
+            {"intx_level": True, "pending": {"MSI": -1, "MSIX": 0}},
+            {"intx_level": True, "pending": {"MSI": 0, "MSIX": "1"}},
+            {"intx_level": True, "pending": {"MSI": 0, "MSIX": True}},
+        ],
+    )
+    def test_no_saved_interrupts(self, interrupts: Interrupts, state: object) -> None:
+        with pytest.raises(InvalidAccess, match="saved interrupts: "):
+            interrupts.check_state(state)
+        assert not interrupts.intx_level
+
+    def test_a_level_without_a_pin(self) -> None:
+        with pytest.raises(InvalidAccess, match="no interrupt pin"):
+            Interrupts({}).check_state({"intx_level": True, "pending": {"MSI": 0, "MSIX": 0}})
+
+
 def test_what_qemu_sends(lines: Lines) -> None:
     """Power-up with INTx, MSI-X on, vectors unmasked one by one, reset, off."""
     interrupts = Interrupts({INTX: 1, MSIX: 20})

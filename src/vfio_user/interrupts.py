@@ -34,6 +34,7 @@ import select
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vfio_user.errors import InvalidAccess
 from vfio_user.protocol.constants import NUM_PCI_IRQS, IrqIndex, IrqInfoFlags, IrqSetFlags
@@ -83,10 +84,11 @@ class _Vectors:
         masked: vectors that are masked.
         pending: bit v is set: vector v is to fire as soon as it can.
         enabled: the client has put the index to use.
+        held: nothing fires now, the device being stopped.
         fired: times each vector fired.
     """
 
-    __slots__ = ("armed", "count", "enabled", "fds", "fired", "guarded", "index", "masked", "pending")
+    __slots__ = ("armed", "count", "enabled", "fds", "fired", "guarded", "held", "index", "masked", "pending")
 
     def __init__(self, index: IrqIndex, count: int) -> None:
         self.index = index
@@ -97,6 +99,7 @@ class _Vectors:
         self.masked: set[int] = set()
         self.pending = 0
         self.enabled = False
+        self.held = False
         self.fired = [0] * count
 
     def assign(self, vector: int, fd: int | None) -> None:
@@ -115,15 +118,15 @@ class _Vectors:
     def rearm(self, vector: int) -> None:
         """Brings ``armed`` up to date after an eventfd or a mask changed. INTx never is: it goes by its level."""
         fd = self.fds.get(vector)
-        if fd is None or vector in self.masked or fd in self.guarded or self.index == _INTX:
+        if fd is None or self.held or vector in self.masked or fd in self.guarded or self.index == _INTX:
             self.armed.pop(vector, None)
         else:
             self.armed[vector] = fd
 
     def signal(self, vector: int) -> bool:
-        """Writes the vector's eventfd, masked or not; False if it has none."""
+        """Writes the vector's eventfd, masked or not; False if it has none, or is held."""
         fd = self.fds.get(vector)
-        if fd is None:
+        if fd is None or self.held:
             return False
         # A counter that is full has been signalled already, which is all an interrupt can say.
         with contextlib.suppress(BlockingIOError):
@@ -364,6 +367,64 @@ class Interrupts:
     def pending(self, index: IrqIndex) -> int:
         """The pending vectors, as the Pending Bit Array shows them: bit v is vector v."""
         return self._vectors[index].pending
+
+    # ---- When the device moves ----
+
+    @property
+    def held(self) -> bool:
+        """The device is stopped, to be migrated: what would fire becomes pending, and fires when this ends."""
+        return self._intx.held
+
+    @held.setter
+    def held(self, held: bool) -> None:
+        for vectors in self._vectors:
+            vectors.held = held
+            for vector in vectors.fds:
+                vectors.rearm(vector)
+        if not held:
+            self._catch_up_all()
+
+    def save_state(self) -> dict[str, Any]:
+        """What is the device's of it: the level of INTx, and what is pending. Plain data, fit for JSON."""
+        pending = {vectors.index.name: vectors.pending for vectors in self._vectors if vectors.index in (_MSI, _MSIX)}
+        return {"intx_level": self._intx_level, "pending": pending}
+
+    def check_state(self, state: object) -> Callable[[], None]:
+        """Checks a saved state, without changing anything.
+
+        Returns:
+            A function that puts it back. What is pending fires as soon as the client connects it, and nothing is held.
+
+        Raises:
+            InvalidAccess: it is no saved state, or one with more vectors than there are.
+        """
+        level = state.get("intx_level") if isinstance(state, dict) else None
+        saved = state.get("pending") if isinstance(state, dict) else None
+        if not isinstance(level, bool) or not isinstance(saved, dict) or saved.keys() != {"MSI", "MSIX"}:
+            raise InvalidAccess(f"saved interrupts: {state!r} is no level of INTx and pending vectors of MSI and MSIX")
+        if level and not self._intx.count:
+            raise InvalidAccess("saved interrupts: INTx is asserted, and this device has no interrupt pin")
+        for index in (IrqIndex.MSI, IrqIndex.MSIX):
+            bits, count = saved[index.name], self._vectors[index].count
+            if type(bits) is not int or not 0 <= bits < 1 << count:
+                raise InvalidAccess(
+                    f"saved interrupts: {bits!r} are no pending vectors of {index.name}, which has {count}"
+                )
+
+        def put_back() -> None:
+            for index in (IrqIndex.MSI, IrqIndex.MSIX):
+                self._vectors[index].pending = saved[index.name]
+            self._set_level(level)
+            self._catch_up_all()
+
+        return put_back
+
+    def _catch_up_all(self) -> None:
+        for vectors in self._vectors:
+            for vector in vectors.fds:
+                self._catch_up(vectors, vector)
+
+    # ---- When it is reset, and what happened ----
 
     def reset(self) -> None:
         """The device is reset: nothing is pending and the INTx line is down. The client's eventfds and masks stay.

@@ -157,6 +157,18 @@ def test_no_bus_master_no_access(dma: Dma, access: Callable[[Dma, int, int], obj
 
 
 @pytest.mark.parametrize("access", ACCESSES)
+def test_no_access_while_stopped(dma: Dma, access: Callable[[Dma, int, int], object]) -> None:
+    dma.write(0x10000, dma.read(0x10000, 8))
+    dma.held = True
+    assert dma.held
+    with pytest.raises(DmaAccess, match=r"\[0x10000, 0x1000[8-9a-f]\) while the device is stopped") as caught:
+        access(dma, 0x10000, 8)
+    assert caught.value.errno == errno.EACCES
+    dma.held = False
+    access(dma, 0x10000, 8)
+
+
+@pytest.mark.parametrize("access", ACCESSES)
 @pytest.mark.parametrize("length", [0, 8])
 def test_permissions(dma: Dma, access: Callable[[Dma, int, int], object], length: int) -> None:
     writes = access in (ACCESSES[2], ACCESSES[4], ACCESSES[6], ACCESSES[8])

@@ -74,6 +74,7 @@ class Dma(DmaTable):
     ) -> None:
         super().__init__(max_maps=max_maps, max_files=max_files, sealed_only=sealed_only)
         self._enabled = True
+        self._held = False
         self._read_hit = NOWHERE
         self._write_hit = NOWHERE
 
@@ -87,6 +88,16 @@ class Dma(DmaTable):
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
         self._enabled = enabled
+        self._forget_hits()
+
+    @property
+    def held(self) -> bool:
+        """The device is stopped, to be migrated, and must not access memory at all."""
+        return self._held
+
+    @held.setter
+    def held(self, held: bool) -> None:
+        self._held = held
         self._forget_hits()
 
     @property
@@ -105,7 +116,7 @@ class Dma(DmaTable):
 
         Raises:
             DmaNotMapped: part of the range is not mapped; the text names the gap.
-            DmaAccess: part of it cannot be read, or the device is no bus master.
+            DmaAccess: part of it cannot be read, or the device is no bus master, or stopped.
             DeviceError: file I/O or the client failed; its errno.
         """
         mapping = self._read_hit
@@ -312,6 +323,11 @@ class Dma(DmaTable):
         end = iova + length
         if length < 0:
             raise InvalidAccess(f"DMA of {length} bytes at {iova:#x}: a length cannot be negative")
+        if self._held:
+            raise DmaAccess(
+                f"DMA at [{iova:#x}, {end:#x}) while the device is stopped, to be migrated: put the work off with "
+                "call_soon, which waits until it runs again"
+            )
         if not self._enabled:
             raise DmaAccess(
                 f"DMA at [{iova:#x}, {end:#x}) while the device is no bus master: the driver has to set Bus Master "
