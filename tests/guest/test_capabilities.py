@@ -265,6 +265,8 @@ def test_lspci_shows_what_is_declared_but_for_what_qemu_changes(scenario: Scenar
     declared, seen = scenario.declared(device), scenario.shown(device)
     assert set(declared) == {"header", *device.function.capabilities}
     assert set(seen) <= set(declared)
+    size = scenario.guest.run(f"stat -c %s {scenario.seen(device).path}/config")
+    assert int(str(size)) == (4096 if set(seen) & set(_EXTENDED) else 256)
     if "vpd" in seen:
         del declared["vpd"], seen["vpd"]  # a dump has no data to go with it: see the test below
     assert {
