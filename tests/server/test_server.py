@@ -30,6 +30,7 @@ from vfio_user.server import server as server_module
 from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop
 from vfio_user.server.server import Server, run_servers
+from vfio_user.transport.address import FdAddress
 
 
 class Scratch(Device):
@@ -593,7 +594,7 @@ def test_regions_cannot_change_under_a_client(polled: Server, path: Path, device
 
 
 def test_an_address_that_cannot_be_used(device: Scratch, path: Path, running: Server) -> None:
-    for nonsense in ("", "tcp:1"):
+    for nonsense in ("", "udp:1"):
         with pytest.raises(AddressError):
             Server(Scratch(), nonsense)
     for used in (path, path / "x"):
@@ -707,6 +708,7 @@ def test_a_client_that_cannot_be_accepted_is_tried_again_later(tmp_path: Path) -
 class _Refusing:
     """A listener from which no client comes."""
 
+    address = FdAddress(0)
     exhausted = False
 
     def __init__(self, fd: int) -> None:

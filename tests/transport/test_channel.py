@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
-from vfio_user.errors import ConnectionClosedError, FramingError
-from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, ancillary_fds, send_some
+from vfio_user.errors import ConnectionClosedError, FramingError, LocalProtocolError
+from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, ancillary_fds, carries_fds, send_some
 from vfio_user.transport.memory import memory_pair
 
 
@@ -160,3 +160,45 @@ def test_other_control_data_and_odd_bytes_are_no_descriptors() -> None:
         0,
     ) == [7, 8]
     assert ancillary_fds([], 0) == []
+
+
+# Where no descriptors can pass.
+
+
+def test_only_unix_sockets_and_memory_carry_descriptors(pair: tuple[socket.socket, socket.socket]) -> None:
+    assert carries_fds(pair[0])
+    one, other = memory_pair()
+    assert carries_fds(one)
+    one.carries_fds = False
+    assert not carries_fds(one)
+    assert carries_fds(other)
+    one.close()
+    other.close()
+    with socket.socket(socket.AF_INET) as v4, socket.socket(socket.AF_INET6) as v6:
+        assert not carries_fds(v4)
+        assert not carries_fds(v6)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "memory"])
+def test_descriptors_are_refused_before_anything_is_sent(kind: str) -> None:
+    fds = [memory_file(), memory_file()]
+    why = r"2 file descriptors cannot be sent over this connection: only UNIX sockets carry them. Connect by unix:PATH"
+    if kind == "memory":
+        ours, theirs = memory_pair()
+        ours.carries_fds = False
+        with no_leaks(), pytest.raises(LocalProtocolError, match=why):
+            send_some(ours, [b"refused"], fds)
+        assert send_some(ours, [b"sent"]) == 4
+        assert theirs.recvmsg_into([bytearray(20)])[:2] == (4, [])
+        ours.close()
+        theirs.close()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+            client.connect(listening.getsockname())
+            server, _ = listening.accept()
+            with server:
+                with no_leaks(), pytest.raises(LocalProtocolError, match=why):
+                    send_some(client, [b"refused"], fds)
+                assert send_some(client, [b"sent"]) == 4
+                assert server.recv(20) == b"sent"
+    close_all(fds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import logging
 import os
 import resource
 import socket
@@ -19,8 +20,9 @@ import pytest
 from tests.support.fds import close_all, memory_file, no_leaks
 from vfio_user.errors import ConnectError
 from vfio_user.transport import listener as listener_module
-from vfio_user.transport.address import FdAddress, UnixAddress
+from vfio_user.transport.address import Address, FdAddress, SystemdAddress, TcpAddress, UnixAddress, parse_address
 from vfio_user.transport.listener import FdListener, UnixListener, listen
+from vfio_user.transport.port_listener import PortListener
 
 
 @pytest.fixture
@@ -404,3 +406,75 @@ def test_listens_at_an_address(path: Path) -> None:
     assert isinstance(inherited, FdListener)
     inherited.close()
     unix.close()
+
+
+def test_where_clients_connect_is_said_as_far_as_it_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    unix = listen(UnixAddress(path))
+    assert unix.address == UnixAddress(path)
+    inherited = FdListener(os.dup(unix.fileno()))
+    assert inherited.address == UnixAddress(path)
+    inherited.close()
+    unix.close()
+    port = listen(TcpAddress("127.0.0.1", 0))
+    assert isinstance(port, PortListener)
+    assert isinstance(port.address, TcpAddress)
+    assert port.address.port > 0
+    inherited = FdListener(os.dup(port.fileno()))
+    assert inherited.address == port.address
+    inherited.close()
+    port.close()
+    ours, theirs = socket.socketpair()
+    connected = FdListener(theirs.detach())
+    assert connected.address == FdAddress(connected._socket.fileno() if connected._socket else -1)
+    connected.close()
+    ours.close()
+
+
+def test_a_socket_systemd_passed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unix = UnixListener(UnixAddress(path))
+    monkeypatch.setattr(listener_module, "activated_fd", {SystemdAddress("edu"): os.dup(unix.fileno())}.__getitem__)
+    listener = listen(SystemdAddress("edu"))
+    with connect(path):
+        channel = listener.accept()
+        assert channel is not None
+        channel.close()
+    listener.close()
+    unix.close()
+
+
+@pytest.mark.parametrize("text", ["fd:3", "systemd:", "tcp:0", "vsock:0"])
+@pytest.mark.parametrize("option", [{"mode": 0o600}, {"group": 0}])
+def test_what_has_no_permissions_to_set(text: str, option: dict[str, Any]) -> None:
+    why = "has neither mode nor group: only a socket file this process makes has them"
+    with no_leaks(), pytest.raises(ConnectError, match=why):
+        listen(parse_address(text), **option)
+
+
+@pytest.mark.parametrize(
+    ("asked", "inherited", "warned"),
+    [
+        (TcpAddress("127.0.0.1", 0), False, False),
+        (TcpAddress("localhost", 0), False, False),
+        (TcpAddress("0.0.0.0", 0), False, True),
+        (TcpAddress("0.0.0.0", 0), True, True),
+        (TcpAddress("::", 0), False, True),
+    ],
+)
+def test_who_listens_to_everybody_is_told(
+    asked: TcpAddress, inherited: bool, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = PortListener(asked)
+    address: Address = listener.address
+    if inherited:
+        asked_again: Address = FdAddress(os.dup(listener.fileno()))
+    else:
+        asked_again = asked
+    with caplog.at_level(logging.WARNING, "vfio_user.transport"):
+        other = listen(asked_again)
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"vfio-user has no authentication: whoever can reach {other.address} can drive the device"] if warned else []
+    )
+    assert (other.address == address) == inherited
+    other.close()
+    listener.close()

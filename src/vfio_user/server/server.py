@@ -30,6 +30,7 @@ from vfio_user.server.watchdog import watchdog
 from vfio_user.transport.address import Address, parse_address
 from vfio_user.transport.channel import Channel
 from vfio_user.transport.listener import Listener, listen
+from vfio_user.transport.stream_socket import describe_peer
 
 if TYPE_CHECKING:
     from vfio_user.server.session import Observer, Session
@@ -52,16 +53,17 @@ class Server:
 
     Args:
         device: what is served; it may be served by one server only.
-        address: where: ``unix:PATH``, a path, ``fd:N``, or an address object.
-        mode: permission bits of the socket file.
-        group: group of the socket file, by name or number.
+        address: where: a path, or any other form of ``transport.address``.
+        mode: permission bits of a socket file.
+        group: group of a socket file, by name or number.
         loop: the loop to work on; None for one of its own.
         observer: is shown every message.
         strict: exceptions of device code that are not DeviceError end the server and are raised by ``run``,
             ``process``, ``serve_async``, ``join`` or the end of a ``with`` statement; for tests.
 
     Attributes:
-        address: where it listens.
+        address: where clients connect, as far as it is known: the port that was free for ``tcp:0``, the socket file
+            behind a descriptor that was inherited.
         loop: the loop it works on.
 
     Raises:
@@ -87,7 +89,6 @@ class Server:
         strict: bool = False,
     ) -> None:
         self.device = device
-        self.address = parse_address(address)
         self._observer = observer
         self._strict = strict
         self._owns_loop = loop is None
@@ -103,7 +104,8 @@ class Server:
         self._finished = threading.Event()
         self._failure: BaseException | None = None
         self._closed = False
-        self._listener: Listener = listen(self.address, mode=mode, group=group)
+        self._listener: Listener = listen(parse_address(address), mode=mode, group=group)
+        self.address: Address = self._listener.address
         device.attach(self.loop)
         if strict:
             self.loop.on_failure = self._fail
@@ -269,7 +271,7 @@ class Server:
         # The messages' half of the package takes a third of its time to import, and is no use before there is a client.
         from vfio_user.server.session import Session
 
-        peer = _describe_peer(channel)
+        peer = describe_peer(channel)
         session = Session(self.device, channel, peer=peer, observer=self._observer, strict=self._strict)
         self._session, self._channel = session, channel
         self._watch = self.loop.watch(channel.fileno(), self._serve)
@@ -395,13 +397,3 @@ def run_servers(*servers: Server) -> None:
             server.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _describe_peer(channel: Channel) -> str:
-    """Who connected, for the log: the process, where the kernel tells."""
-    if isinstance(channel, socket.socket):
-        with contextlib.suppress(OSError):
-            pid, uid, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if pid:
-                return f"client (pid {pid}, uid {uid})"
-    return "client"

@@ -17,6 +17,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from vfio_user.errors import (
@@ -34,7 +35,7 @@ from vfio_user.protocol.region import ACCESS_MESSAGE
 from vfio_user.protocol.version import Agreement, Capabilities
 from vfio_user.server.commands import COMMANDS, Reply, placeholder_reply
 from vfio_user.server.message_path import message_path
-from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, send_some
+from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, carries_fds, send_some
 
 if TYPE_CHECKING:
     from vfio_user.server.device import Device
@@ -94,7 +95,7 @@ class Session:
         strict: exceptions of device code that are not DeviceError end the session and are raised; for tests.
 
     Attributes:
-        offer: what this server can take.
+        offer: what this server can take; no descriptors where the channel carries none.
         agreement: what was negotiated; None until VERSION has been answered.
         statistics: counts.
 
@@ -115,7 +116,7 @@ class Session:
     ) -> None:
         self.device = device
         self.peer = peer
-        self.offer = OFFER
+        self.offer = OFFER if carries_fds(channel) else replace(OFFER, max_msg_fds=0, twin_socket=False)
         self.agreement: Agreement | None = None
         self.statistics = SessionStatistics()
         self._receptions = 0
@@ -306,6 +307,9 @@ class Session:
 
     def agreed(self, agreement: Agreement) -> None:
         """The version is negotiated: from now on, commands are carried out."""
+        if not self.offer.max_msg_fds:
+            # Whatever the client says it takes: nothing can bring it a descriptor.
+            agreement = replace(agreement, client=replace(agreement.client, max_msg_fds=0))
         self.agreement = agreement
         if self._observer is None:
             regions = [self.device.region(index) for index in range(self.device.num_regions)]

@@ -1,4 +1,4 @@
-"""Where connections come from: a UNIX socket file, or a descriptor this process was started with.
+"""Where connections come from: a UNIX socket file, or a descriptor this process was started with, or a port.
 
 Spec: "Backend program conventions": ``--socket-path`` and ``--fd``.
 """
@@ -6,9 +6,9 @@ Spec: "Backend program conventions": ``--socket-path`` and ``--fd``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import grp
+import logging
 import os
 import socket
 import stat
@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Protocol
 
 from vfio_user.errors import ConnectError
-from vfio_user.transport.address import Address, FdAddress, UnixAddress
+from vfio_user.transport.address import Address, FdAddress, SystemdAddress, UnixAddress, exposure
 from vfio_user.transport.channel import Channel
+from vfio_user.transport.port_listener import PortListener
+from vfio_user.transport.stream_socket import accept, inherited_socket, listening_address, prepare
+from vfio_user.transport.systemd import activated_fd
 
 __all__ = ["FdListener", "Listener", "UnixListener", "listen"]
+
+log = logging.getLogger("vfio_user.transport")
 
 #: Clients that may wait while one is served. libvfio-user allows none; one lets a client that reconnects at once in.
 _BACKLOG = 1
@@ -39,6 +44,10 @@ class Listener(Protocol):
 
     def fileno(self) -> int:
         """Readable when a connection waits; -1 when there is nothing to wait for."""
+
+    @property
+    def address(self) -> Address:
+        """Where clients connect, as far as it is known; else the descriptor it was made of."""
 
     @property
     def exhausted(self) -> bool:
@@ -59,9 +68,20 @@ def listen(address: Address, *, mode: int | None = None, group: str | int | None
     Raises:
         ConnectError: it cannot be done; the text says why and what to do.
     """
+    if isinstance(address, UnixAddress):
+        return UnixListener(address, mode=mode, group=group)
+    if mode is not None or group is not None:
+        raise ConnectError(f"{address} has neither mode nor group: only a socket file this process makes has them")
+    listener: Listener
     if isinstance(address, FdAddress):
-        return FdListener(address.fd)
-    return UnixListener(address, mode=mode, group=group)
+        listener = FdListener(address.fd)
+    elif isinstance(address, SystemdAddress):
+        listener = FdListener(activated_fd(address))
+    else:
+        listener = PortListener(address)
+    if warning := exposure(listener.address):
+        log.warning("%s", warning)
+    return listener
 
 
 class UnixListener:
@@ -75,6 +95,7 @@ class UnixListener:
     """
 
     def __init__(self, address: UnixAddress, *, mode: int | None = None, group: str | int | None = None) -> None:
+        self.address: Address = address
         self.path = address.path
         self.exhausted = False
         self._identity: tuple[int, int] | None = None
@@ -102,7 +123,7 @@ class UnixListener:
 
     def accept(self) -> Channel | None:
         """See ``Listener.accept``."""
-        return None if self.exhausted else _accept(self._socket)
+        return None if self.exhausted else accept(self._socket)
 
     def fileno(self) -> int:
         """See ``Listener.fileno``."""
@@ -128,16 +149,14 @@ class FdListener:
     """
 
     def __init__(self, fd: int) -> None:
-        try:
-            self._socket: socket.socket | None = socket.socket(fileno=fd)
-        except OSError as exc:
-            raise ConnectError(f"descriptor {fd} is no socket this process was started with: {exc.strerror}") from exc
-        if self._socket.type != socket.SOCK_STREAM:
-            self._socket.detach()
-            raise ConnectError(f"descriptor {fd} is a socket, but not a stream one")
-        os.set_inheritable(fd, False)
-        self._listening = bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        self._socket.setblocking(not self._listening)
+        inherited = inherited_socket(fd)
+        self._socket: socket.socket | None = inherited
+        self._listening = bool(inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        self.address: Address = (listening_address(inherited) if self._listening else None) or FdAddress(fd)
+        if self._listening:
+            inherited.setblocking(False)
+        else:
+            prepare(inherited)
 
     @property
     def exhausted(self) -> bool:
@@ -151,7 +170,7 @@ class FdListener:
         if not self._listening:
             connection, self._socket = self._socket, None
             return connection
-        return _accept(self._socket)
+        return accept(self._socket)
 
     def fileno(self) -> int:
         """See ``Listener.fileno``."""
@@ -162,21 +181,6 @@ class FdListener:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _accept(listening: socket.socket) -> socket.socket | None:
-    """The next connection of a non-blocking socket, itself blocking; None if none can be had now."""
-    try:
-        connection, _ = listening.accept()
-    except (BlockingIOError, ConnectionAbortedError):
-        return None
-    except OSError as exc:
-        # Out of descriptors or memory: the client waits, and may be luckier later.
-        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            return None
-        raise
-    connection.setblocking(True)
-    return connection
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ class MemoryChannel:
 
     Attributes:
         chunk: most bytes one reception returns; None for as many as there are room for.
+        carries_fds: descriptors can be sent from this end; False makes it the likes of TCP.
 
     Ownership: descriptors are duplicated when sent; those never received are closed with the receiving end.
 
@@ -30,6 +31,7 @@ class MemoryChannel:
 
     def __init__(self) -> None:
         self.chunk: int | None = None
+        self.carries_fds = True
         self._incoming: deque[tuple[bytes, list[int]]] = deque()
         self._peer: MemoryChannel | None = None
         self._closed = False
