@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import linecache
-import re
-from pathlib import Path
+from tests.support.doc_examples import DOCS, examples, run_all
 
-PAGE = Path(__file__).parents[3] / "docs" / "registers.md"
+PAGE = DOCS / "registers.md"
 
 
 def test_every_example_of_the_reference_page_runs() -> None:
-    text = PAGE.read_text()
-    namespace: dict[str, object] = {"__name__": "registers_page"}
-    examples = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    assert len(examples) > 8
-    linecache.checkcache(str(PAGE))
-    for example in examples:
-        line = text.count("\n", 0, example.start(1))
-        code = compile("\n" * line + example[1], str(PAGE), "exec", dont_inherit=True)
-        exec(code, namespace)
+    found = list(examples(PAGE))
+    assert len(found) > 8
+    run_all(found)
 
 
 def test_the_page_mentions_every_public_policy_hook_and_reset() -> None:
