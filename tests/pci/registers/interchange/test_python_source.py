@@ -113,7 +113,9 @@ class Everything(RegisterBlock):
     state_version = 3
 
     reset_ = Register(0x0, width=8, reset={ResetKind.POWER_ON: 1, ResetKind.FLR: 2}, sticky=[ResetKind.DEVICE])
-    page = Register(0x4, fields=[Field("number", (7, 4)), Field("done", 31, access=RW1C, sticky=[ResetKind.FLR])])
+    page = Register(
+        0x4, fields=[Field("number", (7, 4)), Field("done", 31, access=RW1C, reset=1, sticky=[ResetKind.FLR])]
+    )
     status = Register(
         0x8,
         access=RO,
@@ -211,6 +213,32 @@ def test_no_word_of_a_description_becomes_code() -> None:
     assert made.layout.registers["a"].doc == hostile * 9
     assert made.layout.registers["a"].fields[0].values == {0: hostile}
     assert made.__doc__.split() == hostile.split()
+
+
+def test_source_says_no_more_than_the_description() -> None:
+    class Terse(RegisterBlock):
+        """Little to say."""
+
+        data = Register(0x0, access=RW, reset=0, fields=[Field("low", (7, 0), access=RO, reset=0)], stride=None)
+        page = Register(
+            0x4, doc="a short one", reset={ResetKind.POWER_ON: 1, ResetKind.FLR: 2}, sticky=[ResetKind.DEVICE]
+        )
+
+    assert to_python(Terse).text == (
+        '"""The registers of Terse."""\n'
+        "\n"
+        "from vfio_user.pci.registers import RO, Field, Register, RegisterBlock, ResetKind\n"
+        "\n"
+        "\n"
+        "class Terse(RegisterBlock):\n"
+        '    """Little to say."""\n'
+        "\n"
+        '    data = Register(0x0000, access=RO, fields=[Field("low", (7, 0))])\n'
+        "    page = Register(\n"
+        "        0x0004, reset={ResetKind.POWER_ON: 0x1, ResetKind.FLR: 0x2}, sticky=[ResetKind.DEVICE], "
+        'doc="a short one"\n'
+        "    )\n"
+    )
 
 
 @pytest.mark.parametrize("doc", ['ends in a "quote"', "a\\nbackslash", "one at its end\\", 'both \\ "here"'])
