@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import Outcome, agree, program, receive, serving
+from tests.support.systemd import activated
 from vfio_user.cli.common import runtime_folder
 from vfio_user.devices.registry import SHIPPED
 from vfio_user.protocol.header import command_header
@@ -94,12 +95,94 @@ def test_an_inherited_listener_outlives_clients(folder: Path) -> None:
     assert path.exists()  # it was not ours to remove
 
 
+def test_an_inherited_listener_is_plugged_by_its_path(folder: Path) -> None:
+    path = folder / "inherited.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        number = listener.fileno()
+        with serving("lamp.py", f"--address=fd:{number}", cwd=folder, pass_fds=[number]) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"Lamp listening on {path}\n"
+            process.terminate()
+            output = process.stdout.read()
+    assert f'"path":"{path}"' in output
+
+
+@pytest.mark.parametrize("word", ["lamp.sock", "unix:lamp.sock", "./lamp.sock"])
+def test_a_socket_file_by_its_address(folder: Path, word: str) -> None:
+    with serving("lamp.py", "--address", word, cwd=folder) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Lamp listening on lamp.sock\n"
+        assert process.stdout.readline().startswith("plug it into QEMU >= ")
+        with connect(folder / "lamp.sock") as connection:
+            assert agree(connection).major == 0
+
+
+def test_tcp_of_this_machine_alone(folder: Path) -> None:
+    with serving("lamp.py", "--address=tcp:0", cwd=folder) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        words = process.stdout.readline().split()
+        assert words[:3] == ["Lamp", "listening", "on"]
+        host, port = words[3].removeprefix("tcp:").split(":")
+        assert host == "127.0.0.1"
+        with socket.create_connection((host, int(port))) as connection:
+            assert agree(connection).major == 0
+        process.terminate()
+        assert process.wait(10) == 0
+        output, errors = process.stdout.read(), process.stderr.read()
+    assert errors == ""
+    assert output == (
+        "QEMU cannot connect to it: its vfio-user-pci takes UNIX sockets only (--socket-path).\n"
+        "Clients that can drive it by messages alone: no mapped memory, no eventfds.\n"
+    )
+
+
+def test_tcp_for_everybody_is_warned_of(folder: Path) -> None:
+    with serving("lamp.py", "--address=tcp:0.0.0.0:0", cwd=folder) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().split()[3]
+        process.terminate()
+        assert process.wait(10) == 0
+        output, errors = process.stdout.read(), process.stderr.read()
+    warning = f"vfio-user has no authentication: whoever can reach {address} can drive the device\n"
+    assert output.startswith(f"{warning}QEMU cannot connect")
+    assert warning in errors
+
+
+def test_json_of_a_port(folder: Path) -> None:
+    with serving("lamp.py", "--address=tcp:0", "--json", cwd=folder) as process:
+        assert process.stdout is not None
+        about = json.loads(process.stdout.readline())
+    assert about["address"].startswith("tcp:127.0.0.1:")
+    assert set(about) == {"device", "pci_id", "pid", "address"}
+
+
+def test_sockets_of_systemd(folder: Path) -> None:
+    path = folder / "lamp.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        words = ("-m", "vfio_user", "serve", "lamp.py", "--address=systemd:lamp")
+        with activated([listener], "lamp", *words, cwd=folder) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"Lamp listening on {path}\n"
+            with connect(path) as connection:
+                assert agree(connection).major == 0
+            process.terminate()
+            assert process.wait(10) == 0
+    assert path.exists(), "it is systemd's to remove"
+
+
 def test_json_is_one_line_for_programs(folder: Path) -> None:
     path = folder / "lamp.sock"
     with serving("lamp.py", "--socket-path=lamp.sock", "--json", cwd=folder) as process:
         assert process.stdout is not None
         about = json.loads(process.stdout.readline())
     assert about["socket_path"] == str(path)
+    assert about["address"] == f"unix:{path}"
     assert (about["device"], about["pci_id"], about["pid"]) == ("Lamp", None, process.pid)
     assert about["qemu_arguments"][-2] == "-device"
 
@@ -224,6 +307,21 @@ def test_both_ways_to_listen(run: Run) -> None:
     outcome = run("serve", "lamp.py", "--socket-path=x", "--fd=3")
     assert outcome.status == 2
     assert outcome.stderr.endswith("argument --fd: not allowed with argument --socket-path\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        (["--address=udp:1"], 2, "the address 'udp:1' has the unknown scheme 'udp'; write unix:PATH, fd:N, systemd:, "),
+        (["--address=tcp:x"], 2, "the address 'tcp:x' names no TCP port; write tcp:PORT, "),
+        (["--address=systemd:"], 1, "systemd passed no sockets: LISTEN_PID and LISTEN_FDS are not set. Start "),
+        (["--address=tcp:0", "--mode=600"], 1, "tcp:127.0.0.1:0 has neither mode nor group: only a socket file "),
+    ],
+)
+def test_addresses_that_cannot_be(run: Run, words: list[str], status: int, complaint: str) -> None:
+    outcome = run("serve", "lamp.py", *words)
+    assert (outcome.status, outcome.stdout) == (status, "")
+    assert outcome.stderr.startswith(f"vfio-user: {complaint}")
 
 
 @pytest.mark.parametrize(

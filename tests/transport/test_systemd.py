@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.source import SRC
+from tests.support.systemd import activated
 from vfio_user.errors import ConnectError
 from vfio_user.transport.address import SystemdAddress, parse_address
 from vfio_user.transport.connect import connect
@@ -75,14 +70,6 @@ def test_refused(text: str, environment: dict[str, str], why: str) -> None:
         activated_fd(address, environment, PID)
 
 
-#: What systemd does between fork and exec: sockets to descriptor 3 and up, their number and whom they are for said.
-ACTIVATE = """
-import os, sys
-count = int(sys.argv[1])
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count), LISTEN_FDNAMES=sys.argv[2])
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
-"""
-
 SERVE = """
 import os, sys
 from vfio_user.devices.edu import Edu
@@ -91,33 +78,6 @@ server = Server(Edu(), sys.argv[1])
 print(server.address, [os.get_inheritable(fd) for fd in (3, 4)], flush=True)
 run_servers(server)
 """
-
-
-@contextmanager
-def activated(
-    sockets: Sequence[socket.socket], names: str, *words: str, output: int = subprocess.PIPE
-) -> Iterator[subprocess.Popen[str]]:
-    """A Python program started as systemd starts one with these sockets."""
-
-    def place() -> None:
-        copies = [os.dup(one.fileno()) for one in sockets]
-        high = [os.dup2(copy, 100 + number) for number, copy in enumerate(copies)]
-        for number, fd in enumerate(high):
-            os.dup2(fd, 3 + number)
-
-    with subprocess.Popen(
-        [sys.executable, "-c", ACTIVATE, str(len(sockets)), names, *words],
-        close_fds=False,
-        preexec_fn=place,  # noqa: PLW1509  # nothing else runs here
-        env={**os.environ, "PYTHONPATH": str(SRC)},
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_a_program_started_by_systemd(tmp_path: Path) -> None:

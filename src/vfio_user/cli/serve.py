@@ -1,7 +1,7 @@
 """``vfio-user serve DEVICE``: one device on one socket, in the foreground, until SIGTERM or Ctrl-C.
 
 Spec: "Backend program conventions": no daemon, standard streams that may be redirected anywhere, SIGTERM honoured,
-``--socket-path`` and ``--fd``.
+``--socket-path`` and ``--fd``. ``--address`` takes those two and all the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vfio_user.cli.common import (
     start_log,
 )
 from vfio_user.server.server import Server, run_servers
-from vfio_user.transport.address import Address, FdAddress, parse_address
+from vfio_user.transport.address import Address, FdAddress, UnixAddress, exposure, parse_address
 
 __all__ = ["add_arguments", "run"]
 
@@ -31,10 +31,20 @@ _EPILOG = """\
 examples:
   vfio-user serve edu --socket-path=/tmp/edu.sock
   vfio-user serve my_device.py --set queues=4 -v
+  vfio-user serve edu --address=tcp:5555
 
 With --fd the descriptor is a listening socket, or a connection: then the
 server ends with it.
+
+--address is one of unix:PATH, fd:N, systemd: or systemd:NAME (a socket unit's),
+tcp:PORT (of this machine alone), tcp:HOST:PORT, vsock:PORT. QEMU connects to
+UNIX sockets only.
 """
+
+#: What is printed where, for a UNIX socket, QEMU's options are.
+_ELSEWHERE = """\
+QEMU cannot connect to it: its vfio-user-pci takes UNIX sockets only (--socket-path).
+Clients that can drive it by messages alone: no mapped memory, no eventfds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to listen; when left out, a new name in $XDG_RUNTIME_DIR or /tmp",
     )
     where.add_argument("--fd", type=_descriptor, metavar="N", help="an inherited socket to use instead")
+    where.add_argument("--address", metavar="ADDRESS", help="any of these, or another kind: see below")
     parser.add_argument(
         "--set",
         dest="settings",
@@ -95,6 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _address(arguments: argparse.Namespace, name: str) -> Address:
     if arguments.fd is not None:
         return FdAddress(arguments.fd)
+    if arguments.address is not None:
+        return parse_address(arguments.address)
     path = arguments.socket_path or f"{runtime_folder()}/vfio-user-{name}-{os.getpid()}.sock"
     return parse_address(f"unix:{path}")
 
@@ -114,14 +127,23 @@ def _announce(named: NamedDevice, address: Address, as_json: bool) -> None:
 def _announce_text(named: NamedDevice, address: Address) -> None:
     if isinstance(address, FdAddress):
         print(f"{named.identity} on descriptor {address.fd}", flush=True)
-        return
-    print(f"{named.identity} listening on {address.path}", flush=True)
+    elif isinstance(address, UnixAddress):
+        print(f"{named.identity} listening on {address.path}", flush=True)
+        print(_qemu_hint(address), flush=True)
+    else:
+        print(f"{named.identity} listening on {address}", flush=True)
+        if warning := exposure(address):
+            print(warning, flush=True)
+        print(_ELSEWHERE, flush=True)
+
+
+def _qemu_hint(address: UnixAddress) -> str:
     from vfio_user.vm.qemu import qemu_arguments_for, shell_lines
     from vfio_user.vm.qemu_version import MINIMUM_VERSION
 
     least = f"{MINIMUM_VERSION.major}.{MINIMUM_VERSION.minor}"
     lines = shell_lines(qemu_arguments_for(address.path.absolute()))
-    print(f"plug it into QEMU >= {least} with (size: what -m says):\n  {lines}", flush=True)
+    return f"plug it into QEMU >= {least} with (size: what -m says):\n  {lines}"
 
 
 def _announce_json(named: NamedDevice, address: Address) -> None:
@@ -132,9 +154,11 @@ def _announce_json(named: NamedDevice, address: Address) -> None:
     about: dict[str, object] = {"device": named.name, "pci_id": pci_id(named.device) or None, "pid": os.getpid()}
     if isinstance(address, FdAddress):
         about["fd"] = address.fd
-    else:
+    elif isinstance(address, UnixAddress):
         path = address.path.absolute()
         about.update(socket_path=str(path), qemu_arguments=qemu_arguments_for(path))
+        address = UnixAddress(path)
+    about["address"] = str(address)
     print(json.dumps(about), flush=True)
 
 
