@@ -41,7 +41,7 @@ from vfio_user.pci import (
     on_read,
     on_write,
 )
-from vfio_user.regions import CallbackRegion, MemoryRegion, Region
+from vfio_user.regions import CallbackRegion, MemoryRegion, Region, SharedMemoryRegion
 from vfio_user.server.device import Device
 from vfio_user.server.pci_device import PciDevice
 from vfio_user.server.server import Server, run_servers
@@ -72,6 +72,7 @@ __all__ = [
     "RegisterFile",
     "ResetKind",
     "Server",
+    "SharedMemoryRegion",
     "VfioUserError",
     "__version__",
     "on_change",

@@ -21,7 +21,7 @@ def test_registers_and_capabilities_are_offered() -> None:
 
 def test_examples_run_one_after_the_other() -> None:
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 5
     names: dict[str, Any] = {"__name__": "docs"}
     for example in examples:
         exec(compile(example, str(PAGE), "exec", dont_inherit=True), names)

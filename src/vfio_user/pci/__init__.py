@@ -88,6 +88,7 @@ from vfio_user.pci.registers import (
     walk,
 )
 from vfio_user.pci.rom import OptionRom, RomImage, build_option_rom
+from vfio_user.pci.shared_areas import SharedArea
 
 if TYPE_CHECKING:
     from vfio_user.pci.capabilities import (
@@ -203,6 +204,7 @@ __all__ = [
     "ResetKind",
     "ResizableBar",
     "RomImage",
+    "SharedArea",
     "Spin",
     "SpinWatch",
     "SrIov",

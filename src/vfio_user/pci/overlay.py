@@ -155,17 +155,22 @@ class SharedOverlay(OverlayRegion):
         self.shared = SharedMemory(base.size, areas)
         super().__init__(base, [(offset, SharedMemoryRegion(view)) for offset, view in self.shared.views.items()])
         self.mappable_areas, self.mappable_fd = self.shared.areas, self.shared.fd
+        self._base_read, self._base_write = base.read, base.write
         self._edges = {edge for start, size in self.shared.areas for edge in (start, start + size)}
 
     def read(self, offset: int, size: int) -> int:
         """See ``Region.read``."""
+        if offset + size <= self._low or self._high <= offset:  # registers, which is what messages are about
+            return self._base_read(offset, size)
         if offset % size and not self._edges.isdisjoint(range(offset + 1, offset + size)):
             return int.from_bytes(self.read_bytes(offset, size), "little")
         return super().read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """See ``Region.write``."""
-        if offset % size and not self._edges.isdisjoint(range(offset + 1, offset + size)):
+        if offset + size <= self._low or self._high <= offset:
+            self._base_write(offset, size, value)
+        elif offset % size and not self._edges.isdisjoint(range(offset + 1, offset + size)):
             self.write_bytes(offset, value.to_bytes(size, "little"))
         else:
             super().write(offset, size, value)
