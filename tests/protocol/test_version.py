@@ -323,10 +323,39 @@ def test_write_multiple_needs_both(client: bool, server: bool) -> None:
 
 
 def test_what_the_reply_cannot_say_is_not_agreed_on() -> None:
-    offer = Capabilities(twin_socket=True, migration_pgsize=4096)
-    _, agreement = negotiate(proposal(twin_socket={"supported": True}, migration={}), offer)
-    assert not agreement.server.twin_socket
+    _, agreement = negotiate(proposal(migration={}), Capabilities(migration_pgsize=4096))
     assert agreement.server.migration_pgsize is None
+
+
+@pytest.mark.parametrize(
+    ("supported", "takes", "server", "carries", "agreed"),
+    [
+        (True, 1, True, 1, True),
+        (False, 1, True, 1, False),
+        (True, 0, True, 1, False),  # the client takes no descriptor
+        (True, 1, False, 1, False),
+        (True, 1, True, 0, False),  # the connection carries none
+    ],
+)
+def test_a_twin_socket_needs_both_and_a_descriptor(
+    supported: bool, takes: int, server: bool, carries: int, agreed: bool
+) -> None:
+    offer = Capabilities(max_msg_fds=carries, twin_socket=server)
+    payload, agreement = negotiate(proposal(twin_socket={"supported": supported}, max_msg_fds=takes), offer)
+    assert agreement.client.twin_socket == supported
+    assert agreement.server.twin_socket == agreed
+    capabilities = VersionMessage.decode(payload).capabilities
+    assert capabilities is not None
+    assert capabilities.get("twin_socket") == ({"supported": True, "fd_index": 0} if agreed else None)
+
+
+def test_nobody_who_proposes_no_twin_socket_hears_of_it() -> None:
+    offer = Capabilities(max_msg_fds=16, write_multiple=True, twin_socket=True)
+    for request in (QEMU, LIBVFIO_USER, RUST, SPDK):
+        reply, agreement = negotiate(request, offer)
+        assert b"twin" not in reply
+        assert not agreement.server.twin_socket
+    assert negotiate(QEMU, offer)[0] == REPLY_TO_QEMU
 
 
 def test_both_ends_understand_each_other() -> None:
@@ -401,10 +430,10 @@ def test_a_request_says_the_limits_and_what_is_unusual() -> None:
     assert propose(Capabilities()).encode() == (
         b'\0\0\0\0{"capabilities":{"max_msg_fds":1,"max_data_xfer_size":1048576}}\0'
     )
-    unusual = Capabilities(16, 4096, max_dma_maps=8, pgsizes=0x20_1000, write_multiple=True)
+    unusual = Capabilities(16, 4096, max_dma_maps=8, pgsizes=0x20_1000, write_multiple=True, twin_socket=True)
     assert propose(unusual, minor=2).encode() == (
         b'\0\0\2\0{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":4096,"max_dma_maps":8,"pgsizes":2101248,'
-        b'"write_multiple":true}}\0'
+        b'"write_multiple":true,"twin_socket":{"supported":true}}}\0'
     )
 
 

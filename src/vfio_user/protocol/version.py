@@ -180,6 +180,8 @@ def propose(offer: Capabilities, *, minor: int = 0) -> VersionMessage:
         capabilities["pgsizes"] = offer.pgsizes
     if offer.write_multiple:
         capabilities["write_multiple"] = True
+    if offer.twin_socket:
+        capabilities["twin_socket"] = {"supported": True}
     return VersionMessage(MAJOR, minor, capabilities)
 
 
@@ -244,6 +246,9 @@ def answer(request: VersionMessage, offer: Capabilities) -> tuple[VersionMessage
         capabilities["max_dma_maps"] = offer.max_dma_maps
     if client.write_multiple and offer.write_multiple:
         capabilities["write_multiple"] = True
+    if client.twin_socket and offer.twin_socket and client.max_msg_fds and offer.max_msg_fds:
+        # The descriptor goes with the reply. QEMU never proposes it, and refuses a reply with one.
+        capabilities["twin_socket"] = {"supported": True, "fd_index": 0}
     reply = VersionMessage(MAJOR, min(request.minor, MAX_MINOR), capabilities)
     if request.capabilities is not None and offer.max_data_xfer_size == DEFAULT_MAX_DATA_XFER_SIZE:
         # The size that came, not that of the request encoded anew: a text nested just deep enough to be decoded is too
@@ -251,7 +256,12 @@ def answer(request: VersionMessage, offer: Capabilities) -> tuple[VersionMessage
         room = len(request.encode()) if request.payload_size is None else request.payload_size
         if len(reply.encode()) > room:
             del capabilities["max_data_xfer_size"]
-    agreed = replace(offer, write_multiple="write_multiple" in capabilities, twin_socket=False, migration_pgsize=None)
+    agreed = replace(
+        offer,
+        write_multiple="write_multiple" in capabilities,
+        twin_socket="twin_socket" in capabilities,
+        migration_pgsize=None,
+    )
     return reply, Agreement(reply.minor, client, agreed)
 
 
