@@ -20,6 +20,7 @@ from vfio_user.errors import (
     DmaLimit,
     DmaNotMapped,
     FramingError,
+    InterruptTimeoutError,
     InvalidAccess,
     LocalProtocolError,
     ProtocolError,
@@ -143,8 +144,9 @@ def test_a_refusal_without_an_errno_is_an_input_output_error(sent: int, number: 
     assert CommandError(sent, 13, "DEVICE_RESET").errno == number
 
 
-def test_a_command_without_an_answer_is_a_timeout() -> None:
-    assert issubclass(CommandTimeoutError, TimeoutError)
+@pytest.mark.parametrize("kind", [CommandTimeoutError, InterruptTimeoutError])
+def test_what_takes_too_long_is_a_timeout(kind: type[VfioUserError]) -> None:
+    assert issubclass(kind, TimeoutError)
 
 
 def test_a_limit_says_which() -> None:

@@ -13,7 +13,8 @@
     ├─ ConnectError                  a socket could not be made, bound or connected
     ├─ ConnectionClosedError         the peer is gone
     ├─ CommandError (OSError)        a client: the server refused a command
-    ├─ CommandTimeoutError (TimeoutError)  a client: the server did not answer in time
+    ├─ CommandTimeoutError (TimeoutError)    a client: the server did not answer in time
+    ├─ InterruptTimeoutError (TimeoutError)  a client: the device did not interrupt in time
     ├─ DeviceError (OSError)         the one error device code raises; errno goes on the wire
     │  ├─ InvalidAccess              EINVAL
     │  ├─ ReadOnly                   EPERM
@@ -59,6 +60,7 @@ __all__ = [
     "DmaNotMapped",
     "FramingError",
     "GuestCommandError",
+    "InterruptTimeoutError",
     "InvalidAccess",
     "LocalProtocolError",
     "ProtocolError",
@@ -150,6 +152,10 @@ class CommandError(VfioUserError, OSError):
 
 class CommandTimeoutError(VfioUserError, TimeoutError):
     """The server did not answer a command in time. The connection stays usable, unless the text says otherwise."""
+
+
+class InterruptTimeoutError(VfioUserError, TimeoutError):
+    """A client waited for an interrupt that did not come in time."""
 
 
 class DeviceError(VfioUserError, OSError):

@@ -1,0 +1,484 @@
+"""``VfioUserClient``: one device, driven by its protocol - a method for each command, and objects for what they reach.
+
+    with VfioUserClient.connect("/tmp/edu.sock") as client:
+        bar0 = client.region(RegionIndex.BAR0)
+        bar0.write32(0x04, 0x1234_5678)
+        assert bar0.read32(0x04) == 0xEDCB_A987
+
+``PciFunction`` is the layer above, for those who write a PCI driver rather than a virtual machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vfio_user.client.access_path import describe_access, region_name
+from vfio_user.client.connection import Connection
+from vfio_user.client.guest_memory import PAGE_SIZE, DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
+from vfio_user.client.irq import Irq
+from vfio_user.client.region import DeviceRegion, map_areas
+from vfio_user.errors import RemoteProtocolError, StateError
+from vfio_user.protocol.constants import (
+    MAX_FDS_PER_MESSAGE,
+    Command,
+    DeviceFlags,
+    DmaMapFlags,
+    DmaUnmapFlags,
+    IrqIndex,
+    IrqSetFlags,
+)
+from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
+from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.framing import close_fds
+from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
+from vfio_user.protocol.region import (
+    ACCESS,
+    MAX_MULTI_WRITE_SIZE,
+    MAX_MULTI_WRITES,
+    MultiWrite,
+    RegionInfo,
+    RegionInfoRequest,
+    RegionWriteMulti,
+    WriteMultiReply,
+)
+from vfio_user.transport.address import Address
+from vfio_user.transport.connect import connect
+
+__all__ = ["VfioUserClient"]
+
+#: The most regions and kinds of interrupt a device may claim; QEMU's limits.
+_MAX_REGIONS = 100
+_MAX_IRQS = 50
+
+#: The most vectors of one kind. MSI-X ends at 2048.
+_MAX_VECTORS = 2048
+
+#: Bytes of a region's description, capabilities included; QEMU's largest seen is 3248, for 200 areas.
+_MAX_REGION_INFO = 64 * 1024
+
+#: Bytes of data in one region access. libvfio-user reads a message's body with one receive call, which brings what fits
+#: one segment of a socket: a longer write would be cut.
+_MAX_ACCESS = 32 * 1024
+
+#: Bytes of the memory buffers are allocated from, unless the client is given another size.
+_MEMORY_SIZE = 16 << 20
+
+#: Where the device sees that memory: aligned to 2 MiB, which SPDK needs, and low enough for a device with few address
+#: bits (edu has 28).
+_MEMORY_IOVA = 16 << 20
+
+
+class VfioUserClient:
+    """See the module.
+
+    Args:
+        connection: closed with this.
+        memory_size: bytes of the memory ``dma_alloc`` takes from.
+        memory_iova: where the device sees it.
+        share_memory: give the device the memory's descriptor; without, it has to ask by messages.
+        map_regions: map regions the server offers for it; without, every access is a message.
+
+    Attributes:
+        connection: for everything below messages.
+        space: what of memory the device sees.
+
+    Every method that sends a command raises CommandError (the server refused), CommandTimeoutError, RemoteProtocolError
+    (its reply makes no sense) or ConnectionClosedError.
+
+    Ownership: ``close`` it, or use it in a ``with`` statement; descriptors, mappings and memory go with it.
+
+    Threading: one thread at a time.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        memory_size: int = _MEMORY_SIZE,
+        memory_iova: int = _MEMORY_IOVA,
+        share_memory: bool = True,
+        map_regions: bool = True,
+    ) -> None:
+        self.connection = connection
+        self.space = GuestAddressSpace()
+        connection.dma = self.space
+        self._memory_size = memory_size
+        self._memory_iova = memory_iova
+        self._share_memory = share_memory
+        self._map_regions = map_regions
+        self._memory: GuestMemory | None = None
+        self._regions: dict[int, DeviceRegion] = {}
+        self._irqs: dict[int, Irq] = {}
+        server = connection.agreement.server
+        self._max_access = min(server.max_data_xfer_size, connection.offer.max_data_xfer_size, _MAX_ACCESS)
+        self._max_fds = min(server.max_msg_fds, MAX_FDS_PER_MESSAGE) if connection.carries_fds else 0
+
+    @classmethod
+    def connect(
+        cls,
+        address: str | Path | Address,
+        *,
+        timeout: float = 5.0,
+        memory_size: int = _MEMORY_SIZE,
+        memory_iova: int = _MEMORY_IOVA,
+        share_memory: bool = True,
+        map_regions: bool = True,
+    ) -> Self:
+        """Connects to a server and negotiates.
+
+        Args:
+            address: a path, or any other form of ``transport.address``.
+            timeout: seconds each command has.
+            memory_size: see the class, as for the others.
+
+        Raises:
+            AddressError, ConnectError: there is no server.
+            VersionError, CommandError: no version can be agreed on.
+        """
+        return cls(
+            Connection(connect(address, timeout=timeout), timeout=timeout),
+            memory_size=memory_size,
+            memory_iova=memory_iova,
+            share_memory=share_memory,
+            map_regions=map_regions,
+        )
+
+    # The device.
+
+    def get_info(self) -> DeviceInfo:
+        """DEVICE_GET_INFO."""
+        reply = self.connection.request(Command.DEVICE_GET_INFO, DeviceInfoRequest().encode(), max_payload=16)
+        info = DeviceInfo.decode(reply.payload)
+        if info.num_regions > _MAX_REGIONS or info.num_irqs > _MAX_IRQS:
+            raise RemoteProtocolError(
+                f"the device claims {info.num_regions} regions and {info.num_irqs} kinds of interrupt; "
+                f"at most {_MAX_REGIONS} and {_MAX_IRQS} make sense"
+            )
+        return info
+
+    @cached_property
+    def info(self) -> DeviceInfo:
+        """What ``get_info`` said the first time."""
+        return self.get_info()
+
+    def reset(self) -> None:
+        """DEVICE_RESET: registers back to their reset values; mappings and eventfds stay."""
+        self.connection.request(Command.DEVICE_RESET)
+
+    @property
+    def can_reset(self) -> bool:
+        """The device says that it can be reset."""
+        return bool(self.info.flags & DeviceFlags.RESET)
+
+    # Regions.
+
+    def region_info(self, index: int) -> tuple[RegionInfo, int | None]:
+        """DEVICE_GET_REGION_INFO, asked again with more room where its capabilities need that.
+
+        Returns:
+            The description, and the descriptor for mapping, if there is one: the caller's to close.
+        """
+        what = f"DEVICE_GET_REGION_INFO of {region_name(index)}"
+        argsz = RegionInfoRequest(index).argsz
+        for _ in range(2):
+            payload = RegionInfoRequest(index, argsz).encode()
+            reply = self.connection.request(
+                Command.DEVICE_GET_REGION_INFO, payload, max_payload=argsz, max_fds=1, request=what
+            )
+            try:
+                info = RegionInfo.decode(reply.payload)
+                if info.index != index:
+                    raise RemoteProtocolError(f"{what} was answered for {region_name(info.index)}")
+                if not RegionInfoRequest(index).argsz <= info.argsz <= _MAX_REGION_INFO:
+                    raise RemoteProtocolError(
+                        f"{what}: the reply says argsz {info.argsz}; a description has 32 to {_MAX_REGION_INFO} bytes"
+                    )
+            except RemoteProtocolError:
+                close_fds(reply.fds)
+                raise
+            if info.argsz <= argsz:
+                return info, reply.fds[0] if reply.fds else None
+            close_fds(reply.fds)
+            argsz = info.argsz
+        raise RemoteProtocolError(f"{what}: with the room it asked for, the server now asks for {argsz} bytes")
+
+    def region(self, index: int) -> DeviceRegion:
+        """A region, described and mapped when it is first asked for; size 0 if the device does not have it."""
+        region = self._regions.get(index)
+        if region is None:
+            info, fd = self.region_info(index)
+            try:
+                areas = map_areas(info, fd) if fd is not None and self._map_regions else []
+            finally:
+                close_fds([] if fd is None else [fd])
+            region = self._regions[index] = DeviceRegion(self, info, areas)
+        return region
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """REGION_READ of any number of bytes, in as many messages as the server's limit makes them."""
+        data = bytearray()
+        while len(data) < count:
+            size = min(count - len(data), self._max_access)
+            at = offset + len(data)
+            what = describe_access("REGION_READ", index, at, size)
+            request = ACCESS.pack(at, index, size)
+            payload = self.connection.request(
+                Command.REGION_READ, request, max_payload=ACCESS.size + size, request=what
+            ).payload
+            if payload[: ACCESS.size] != request or len(payload) != ACCESS.size + size:
+                raise RemoteProtocolError(
+                    f"the reply to {what} is about another access, or has {len(payload) - ACCESS.size} bytes of data"
+                )
+            data += memoryview(payload)[ACCESS.size :]
+        return bytes(data)
+
+    def region_write(
+        self, index: int, offset: int, data: bytes | bytearray | memoryview, *, posted: bool = False
+    ) -> None:
+        """REGION_WRITE of any number of bytes, in as many messages as the server's limit makes them.
+
+        Args:
+            index: the region.
+            offset: where, in bytes.
+            data: what.
+            posted: do not wait, nor hear whether it failed.
+        """
+        for start in range(0, len(data), self._max_access):
+            chunk = data[start : start + self._max_access]
+            payload = ACCESS.pack(offset + start, index, len(chunk)) + chunk
+            if posted:
+                self.connection.send_posted(Command.REGION_WRITE, payload)
+            else:
+                what = describe_access("REGION_WRITE", index, offset + start, len(chunk))
+                self.connection.request(Command.REGION_WRITE, payload, max_payload=len(payload), request=what)
+
+    def write_multi(self, writes: Sequence[tuple[int, int, bytes]], *, posted: bool = False) -> None:
+        """REGION_WRITE_MULTI: several small writes in one message, done in order up to the first that fails.
+
+        To a server without that command they go one by one.
+
+        Args:
+            writes: (region, offset, 1 to 8 bytes) each.
+            posted: do not wait, nor hear whether they failed.
+
+        Raises:
+            CommandError: the first write was refused.
+            RemoteProtocolError: a later one was; the text says which, and those before it are done.
+        """
+        if not self.connection.agreement.server.write_multiple:
+            for region, offset, data in writes:
+                self.region_write(region, offset, data, posted=posted)
+            return
+        entries = [
+            MultiWrite(offset, region, len(data), data.ljust(MAX_MULTI_WRITE_SIZE, b"\0"))
+            for region, offset, data in writes
+        ]
+        for start in range(0, len(entries), MAX_MULTI_WRITES):
+            message = RegionWriteMulti(tuple(entries[start : start + MAX_MULTI_WRITES]))
+            if posted:
+                self.connection.send_posted(Command.REGION_WRITE_MULTI, message.encode())
+                continue
+            what = f"REGION_WRITE_MULTI of {len(message.writes)} writes"
+            reply = self.connection.request(Command.REGION_WRITE_MULTI, message.encode(), max_payload=8, request=what)
+            done = WriteMultiReply.decode(reply.payload).done
+            if done != len(message.writes):
+                raise RemoteProtocolError(
+                    f"{what}: {start + done} of {len(entries)} were done; the next one was refused"
+                )
+
+    # Interrupts.
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """DEVICE_GET_IRQ_INFO."""
+        what = f"DEVICE_GET_IRQ_INFO of {_irq_name(index)}"
+        payload = IrqInfoRequest(index).encode()
+        reply = self.connection.request(Command.DEVICE_GET_IRQ_INFO, payload, max_payload=16, request=what)
+        info = IrqInfo.decode(reply.payload)
+        if info.index != index or info.count > _MAX_VECTORS:
+            raise RemoteProtocolError(
+                f"{what} was answered for {_irq_name(info.index)} with {info.count} vectors; "
+                f"there can be {_MAX_VECTORS} at most"
+            )
+        return info
+
+    def irq(self, index: int) -> Irq:
+        """One kind of interrupt; without vectors if the device does not have it."""
+        irq = self._irqs.get(index)
+        if irq is None:
+            irq = self._irqs[index] = Irq(self, self.irq_info(index))
+        return irq
+
+    def set_irqs(
+        self,
+        index: int,
+        flags: IrqSetFlags,
+        start: int,
+        count: int,
+        *,
+        bools: bytes | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
+        """DEVICE_SET_IRQS, one message.
+
+        Args:
+            index: kind of interrupt.
+            flags: one kind of data and one action.
+            start: first vector.
+            count: vectors.
+            bools: with DATA_BOOL, a byte for each.
+            fds: with DATA_EVENTFD, one for each, or none; they stay the caller's.
+        """
+        payload = SetIrqs(flags, index, start, count, bools).encode()
+        what = f"DEVICE_SET_IRQS of {_irq_name(index)} vectors [{start}, {start + count})"
+        self.connection.request(Command.DEVICE_SET_IRQS, payload, fds=fds, request=what)
+
+    def connect_irqs(self, index: int, fds: Sequence[int | None], *, start: int = 0) -> None:
+        """Gives vectors their eventfds, in as many messages as the server's limit on descriptors makes them.
+
+        Args:
+            index: kind of interrupt.
+            fds: one for each vector from ``start`` on; None takes that vector's back. They stay the caller's.
+            start: first vector.
+
+        Raises:
+            StateError: the server takes no descriptors.
+        """
+        flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
+        if not self._max_fds and any(fd is not None for fd in fds):
+            raise StateError("the server said max_msg_fds 0, or the connection carries none: it cannot get an eventfd")
+        at = 0
+        while at < len(fds):
+            end = at + 1
+            connecting = fds[at] is not None
+            # A message has a descriptor for each of its vectors, or none at all.
+            while end < len(fds) and (fds[end] is not None) == connecting:
+                if connecting and end - at >= self._max_fds:
+                    break
+                end += 1
+            self.set_irqs(index, flags, start + at, end - at, fds=[fd for fd in fds[at:end] if fd is not None])
+            at = end
+
+    # Memory.
+
+    def dma_map(
+        self,
+        memory: GuestMemory,
+        iova: int,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        readable: bool = True,
+        writable: bool = True,
+        shared: bool = True,
+    ) -> GuestMapping:
+        """DMA_MAP: lets the device see memory.
+
+        Args:
+            memory: which; stays the caller's, and must outlive the mapping.
+            iova: where the device sees it.
+            offset: where in ``memory`` that begins, bytes.
+            size: bytes; None for the rest of it.
+            readable: the device may read.
+            writable: the device may write.
+            shared: give the server the descriptor. Without, its accesses come as messages, which are served whenever
+                this client waits for something.
+
+        Raises:
+            ValueError: that is no part of ``memory``.
+            StateError: it overlaps another mapping.
+        """
+        size = memory.size - offset if size is None else size
+        if offset < 0 or size <= 0 or offset + size > memory.size:
+            raise ValueError(f"[{offset:#x}, {offset + size:#x}) is no part of a memory of {memory.size:#x} bytes")
+        mapping = GuestMapping(iova, size, memory, offset, readable, writable, shared)
+        flags = (DmaMapFlags.READ if readable else 0) | (DmaMapFlags.WRITE if writable else 0)
+        # Before the command: a server may use the memory before it has answered.
+        self.space.add(mapping)
+        try:
+            self.connection.request(
+                Command.DMA_MAP,
+                DmaMap(DmaMapFlags(flags), offset if shared else 0, iova, size).encode(),
+                fds=[memory.fd] if shared else [],
+                request=f"DMA_MAP of [{iova:#x}, {iova + size:#x})",
+            )
+        except BaseException:
+            self.space.remove(mapping)
+            raise
+        return mapping
+
+    def dma_unmap(self, mapping: GuestMapping) -> None:
+        """DMA_UNMAP: takes a mapping back. When this returns, the device uses it no more."""
+        payload = DmaUnmap(DmaUnmapFlags(0), mapping.iova, mapping.size).encode()
+        what = f"DMA_UNMAP of [{mapping.iova:#x}, {mapping.end:#x})"
+        # Still there until the reply: what the device had under way may go on until then.
+        self.connection.request(Command.DMA_UNMAP, payload, max_payload=len(payload), request=what)
+        self.space.remove(mapping)
+
+    def dma_unmap_all(self) -> None:
+        """DMA_UNMAP of everything, ``dma_alloc``'s memory included."""
+        payload = DmaUnmap(DmaUnmapFlags.ALL, 0, 0).encode()
+        self.connection.request(Command.DMA_UNMAP, payload, max_payload=len(payload), request="DMA_UNMAP of everything")
+        self.space.clear()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def dma_alloc(self, size: int, *, align: int = PAGE_SIZE) -> DmaBuffer:
+        """Memory the device can read and write, for rings, descriptors and data.
+
+        The memory it is taken from is made and mapped at the first call.
+
+        Args:
+            size: bytes.
+            align: of its IOVA, bytes; a power of two.
+
+        Raises:
+            MemoryError: the memory is used up; the client can be given a larger one.
+            ValueError: the alignment is no power of two, or more than that of the memory itself.
+        """
+        if align > 0 and self._memory_iova % align:
+            raise ValueError(f"the memory at {self._memory_iova:#x} is not aligned to {align:#x}: set memory_iova")
+        if self._memory is None:
+            memory = GuestMemory(self._memory_size)
+            try:
+                self.dma_map(memory, self._memory_iova, shared=self._share_memory and self._max_fds > 0)
+            except BaseException:
+                memory.close()
+                raise
+            self._memory = memory
+        offset = self._memory.allocate(size, align=align)
+        buffer = DmaBuffer(self._memory, offset, self._memory_iova + offset, size)
+        buffer[:] = bytes(size)
+        return buffer
+
+    # The end.
+
+    def close(self) -> None:
+        """Hangs up, and gives back every descriptor, mapping and memory that was made here. Idempotent."""
+        self.connection.close()
+        for irq in self._irqs.values():
+            irq.close()
+        for region in self._regions.values():
+            region.close()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _irq_name(index: int) -> str:
+    try:
+        return IrqIndex(index).name
+    except ValueError:
+        return f"interrupt {index}"
