@@ -1,0 +1,139 @@
+"""The pytest plugin: devices under test as fixtures.
+
+    def test_liveness(vfio_device):
+        edu = vfio_device(Edu())
+        edu.bar0.write32(0x04, 0x1234_5678)
+        assert edu.bar0.read32(0x04) == 0xEDCB_A987
+        assert edu.registers(0).liveness == 0xEDCB_A987
+
+When the test is over everything is closed; a file descriptor the device opened while it was driven, and left open, is
+an error of the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from vfio_user.client.device import VfioUserClient
+from vfio_user.client.pci_function import PciFunction
+from vfio_user.server.device import Device
+from vfio_user.server.session import Observer
+from vfio_user.testing.in_process import DeviceUnderTest
+from vfio_user.testing.leaks import leaked_since, open_files
+
+__all__ = ["ClientFactory", "DeviceFactory", "vfio_client", "vfio_device"]
+
+
+class _Factory:
+    """Puts devices under test, and takes them out again together."""
+
+    def __init__(self) -> None:
+        self._under_test: list[DeviceUnderTest] = []
+        self._open_before: dict[int, tuple[int, int]] | None = None
+
+    def put_under_test(
+        self,
+        device: Device,
+        *,
+        real_time: bool = False,
+        observer: Observer | None = None,
+        strict: bool = True,
+        timeout: float = 5.0,
+        share_memory: bool = True,
+    ) -> DeviceUnderTest:
+        """Puts a device under test; the arguments are those of ``DeviceUnderTest``."""
+        if self._open_before is None:
+            self._open_before = open_files()
+        under_test = DeviceUnderTest(
+            device, real_time=real_time, observer=observer, strict=strict, timeout=timeout, share_memory=share_memory
+        )
+        self._under_test.append(under_test)
+        return under_test
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass for the devices: timers go off, each device's in their order."""
+        for under_test in self._under_test:
+            under_test.advance(seconds)
+
+    def settle(self) -> None:
+        """Lets the devices do what there is to do now."""
+        for under_test in self._under_test:
+            under_test.settle()
+
+    def close(self) -> None:
+        """Takes them all out, the last one first.
+
+        Raises:
+            Exception: what device code raised last, and nobody was told.
+            Failed: a descriptor is left open.
+        """
+        failures: list[Exception] = []
+        while self._under_test:
+            under_test = self._under_test.pop()
+            try:
+                under_test.close()
+                # What the device has still put off will never be done.
+                under_test.device.loop.close()
+            except Exception as exc:  # the others are to be closed as well
+                failures.append(exc)
+        if failures:
+            raise failures[0]
+        leaked = leaked_since(self._open_before or open_files())
+        if leaked:
+            pytest.fail(f"the device under test left open: {', '.join(leaked)}", pytrace=False)
+
+
+class DeviceFactory(_Factory):
+    """What the fixture ``vfio_device`` gives: call it with a PCI device."""
+
+    def __call__(
+        self,
+        device: Device,
+        *,
+        real_time: bool = False,
+        observer: Observer | None = None,
+        strict: bool = True,
+        timeout: float = 5.0,
+        share_memory: bool = True,
+    ) -> PciFunction:
+        """Puts a device under test, and returns what a driver sees of it."""
+        return self.put_under_test(
+            device, real_time=real_time, observer=observer, strict=strict, timeout=timeout, share_memory=share_memory
+        ).function
+
+
+class ClientFactory(_Factory):
+    """What the fixture ``vfio_client`` gives: call it with any device."""
+
+    def __call__(
+        self,
+        device: Device,
+        *,
+        real_time: bool = False,
+        observer: Observer | None = None,
+        strict: bool = True,
+        timeout: float = 5.0,
+        share_memory: bool = True,
+    ) -> VfioUserClient:
+        """Puts a device under test, and returns a client that has negotiated and done nothing else."""
+        return self.put_under_test(
+            device, real_time=real_time, observer=observer, strict=strict, timeout=timeout, share_memory=share_memory
+        ).client
+
+
+@pytest.fixture
+def vfio_device() -> Iterator[DeviceFactory]:
+    """Puts PCI devices under test: ``vfio_device(Edu())`` returns a ``PciFunction`` that drives one, without any VM."""
+    factory = DeviceFactory()
+    yield factory
+    factory.close()
+
+
+@pytest.fixture
+def vfio_client() -> Iterator[ClientFactory]:
+    """Puts devices of any kind under test: ``vfio_client(device)`` returns a ``VfioUserClient``."""
+    factory = ClientFactory()
+    yield factory
+    factory.close()
