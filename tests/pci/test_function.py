@@ -589,3 +589,19 @@ def test_declaration_of_a_capability_is_not_a_device_s() -> None:
         _ = Card.msi.host
     with pytest.raises(StateError, match="not built yet in this Card"):
         _ = Card().msi
+
+
+def test_msix_behind_a_block_that_does_not_fill_its_bar() -> None:
+    class Small(PciAttributes):
+        vendor_id, device_id, class_code = 0x1AF4, 0x1110, 0xFF0000
+        bar0 = MemoryBar(16 << 10, region=lambda device: Registers())
+        msix = MsiX(vectors=4, bar=0)
+
+    function = build_function(Small())
+    msix = function.declaration.msix
+    assert msix is not None
+    bar = function.regions[0]
+    assert bar.size == 16 << 10
+    bar.write(msix.table[1] + 8, 4, 0x1234)
+    assert bar.read(msix.table[1] + 8, 4) == 0x1234
+    assert bar.read(0x08, 4) == 0x01234567

@@ -46,7 +46,7 @@ exit status is this command's. Without one there is a shell, until you leave it;
 Ctrl-A x ends QEMU at once.
 
 examples:
-  vfio-user boot --device edu -- lspci
+  vfio-user boot --device edu --package pciutils -- lspci
   vfio-user boot --device my_device.py:Nic,queues=4 --module e1000e -v
   vfio-user boot --device edu --kernel ~/linux/vmlinux -- 'dmesg | tail'
 """

@@ -221,8 +221,9 @@ class PciFunction:
             parts.append((where.pba[1], self.msix.pending, "msix_pending"))
         if not parts:
             return region
-        if not isinstance(region, RegisterBlock):
-            whole = self.declaration.bars[index].fill(region)
+        bar = self.declaration.bars[index]
+        if not isinstance(region, RegisterBlock) or region.size < bar.size:
+            whole = bar.fill(region)
             return OverlayRegion(whole, [(offset, part) for offset, part, _ in parts])
         for offset, part, name in parts:
             region.place(offset, part, name)
