@@ -49,6 +49,7 @@ from vfio_user.transport.address import (
         ("tcp:lab-7.example.org:01234", TcpAddress("lab-7.example.org", 1234), "tcp:lab-7.example.org:1234"),
         ("tcp:[::1]:1234", TcpAddress("::1", 1234), "tcp:[::1]:1234"),
         ("tcp:[fe80::1%eth0]:1", TcpAddress("fe80::1%eth0", 1), "tcp:[fe80::1%eth0]:1"),
+        ("tcp:[fe80::1%br-6@x]:1", TcpAddress("fe80::1%br-6@x", 1), "tcp:[fe80::1%br-6@x]:1"),
         ("./tcp:1234", UnixAddress(Path("tcp:1234")), "unix:tcp:1234"),
         ("vsock:5000", VsockAddress(None, 5000), "vsock:5000"),
         ("vsock:0", VsockAddress(None, 0), "vsock:0"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tests.support.fds import close_all, memory_file, no_leaks
 from vfio_user.errors import ConnectError
+from vfio_user.transport import stream_socket
 from vfio_user.transport.address import TcpAddress, UnixAddress
 from vfio_user.transport.memory import memory_pair
 from vfio_user.transport.stream_socket import accept, describe_peer, inherited_socket, listening_address, prepare
@@ -45,6 +48,39 @@ def test_a_tcp_connection_is_prompt_and_watchful(tcp: socket.socket) -> None:
             host, port = client.getsockname()[:2]
             assert describe_peer(connection) == f"client ({TcpAddress(host, port)})"
             assert listening_address(tcp) == TcpAddress(*tcp.getsockname()[:2])
+
+
+class Failing:
+    """A listening socket whose ``accept`` fails."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def accept(self) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(
+    "name", ["EAGAIN", "EMFILE", "ENOMEM", "ECONNABORTED", "EPROTO", "EPERM", "EHOSTUNREACH", "ENETDOWN"]
+)
+def test_one_connection_that_cannot_be_had_is_not_the_end(name: str) -> None:
+    assert accept(cast("socket.socket", Failing(getattr(errno, name)))) is None
+
+
+@pytest.mark.parametrize("name", ["EBADF", "EINVAL", "ENOTSOCK", "EOPNOTSUPP"])
+def test_a_socket_that_cannot_accept_is(name: str) -> None:
+    with pytest.raises(OSError, match=os.strerror(getattr(errno, name))):
+        accept(cast("socket.socket", Failing(getattr(errno, name))))
+
+
+def test_a_connection_that_is_gone_before_it_is_prepared(tcp: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_connection: socket.socket) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(stream_socket, "prepare", fail)
+    with socket.create_connection(tcp.getsockname()[:2]) as client:
+        assert accept(tcp) is None
+        assert client.recv(1) == b""
 
 
 def test_a_unix_connection() -> None:

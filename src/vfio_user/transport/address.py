@@ -50,8 +50,8 @@ _MAX_VSOCK = 0xFFFF_FFFE
 #: A host's name or its IPv4 address: what DNS and /etc/hosts hold.
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 
-#: The zone behind an IPv6 address, as in fe80::1%eth0.
-_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+#: The zone behind an IPv6 address, as in fe80::1%eth0: what a network interface can be called, but for brackets.
+_ZONE = re.compile(r"[^\s/%\[\]\0]{1,15}")
 
 #: What systemd allows in ``FileDescriptorName=``: ASCII, no control characters, no colon.
 _FD_NAME = re.compile(r"[ -9;-~]{1,255}")

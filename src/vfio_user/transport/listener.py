@@ -144,6 +144,9 @@ class UnixListener:
 class FdListener:
     """Takes connections from an inherited descriptor: a listening socket, or one connection that is there already.
 
+    Attributes:
+        address: where the listening socket is reached, if its name says it; else the descriptor.
+
     Raises:
         ConnectError: the descriptor is not open, or no stream socket.
     """

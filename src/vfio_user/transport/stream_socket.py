@@ -26,7 +26,16 @@ _KEEPALIVE_IDLE = 30
 _KEEPALIVE_INTERVAL = 10
 _KEEPALIVE_PROBES = 3
 
-#: What the kernel reports for "any" CID, and for a peer that has gone.
+#: What accept(2) fails with for reasons of that one connection, or for lack of descriptors or memory: then the client
+#: waits, and may be luckier later.
+_FLEETING = frozenset(
+    {
+        *(errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EPROTO, errno.EPERM),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ENOPROTOOPT),
+    }
+)
+
+#: What the kernel reports for "any" CID.
 _CID_ANY = 0xFFFF_FFFF
 
 
@@ -38,14 +47,17 @@ def accept(listening: socket.socket) -> socket.socket | None:
     """
     try:
         connection, _ = listening.accept()
-    except (BlockingIOError, ConnectionAbortedError):
+    except BlockingIOError:
         return None
     except OSError as exc:
-        # Out of descriptors or memory: the client waits, and may be luckier later.
-        if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        if exc.errno in _FLEETING:
             return None
         raise
-    prepare(connection)
+    try:
+        prepare(connection)
+    except OSError:  # it is gone again
+        connection.close()
+        return None
     return connection
 
 
@@ -79,7 +91,7 @@ def describe_peer(channel: Channel) -> str:
     """Who connected, for the log: the process, or whence, as far as the kernel tells."""
     if not isinstance(channel, socket.socket):
         return "client"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AddressError):
         if channel.family == socket.AF_UNIX:
             pid, uid, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             # A peer of another PID namespace has no number here.
