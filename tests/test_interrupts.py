@@ -16,10 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.support.fds import open_fds
 from vfio_user.errors import InvalidAccess
 from vfio_user.interrupts import Interrupts
 from vfio_user.protocol.constants import IrqIndex, IrqInfoFlags, IrqSetFlags
+from vfio_user.testing.leaks import open_files
 
 NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
 MASK, UNMASK, TRIGGER = IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER
@@ -140,11 +140,11 @@ def test_refused(interrupts: Interrupts, lines: Lines, name: str) -> None:
     fds = [line.sent() for line in lines(number)]
     before = lines(20)
     assign(interrupts, MSIX, before)
-    opened = len(open_fds())
+    opened = len(open_files())
     with pytest.raises(InvalidAccess) as caught:
         interrupts.set_irqs(index, flags, start, count, bools, fds)
     assert caught.value.errno == errno.EINVAL
-    assert len(open_fds()) == opened - number
+    assert len(open_files()) == opened - number
     assert all(interrupts.trigger(MSIX, vector) for vector in range(20))
     assert [line.taken() for line in before] == [1] * 20
 
@@ -228,16 +228,16 @@ class TestDescriptors:
 
     def test_assigning_again_closes_the_one_before(self, interrupts: Interrupts, lines: Lines) -> None:
         first, second = lines(2)
-        before = len(open_fds())
+        before = len(open_files())
         assign(interrupts, MSIX, [first])
         assign(interrupts, MSIX, [second])
-        assert len(open_fds()) == before + 1
+        assert len(open_files()) == before + 1
         interrupts.trigger(MSIX, 0)
         assert (first.taken(), second.taken()) == (0, 1)
 
     @pytest.mark.parametrize("end", ["clear", "turn off", "de-assign"])
     def test_every_way_to_give_them_back(self, interrupts: Interrupts, lines: Lines, end: str) -> None:
-        before = len(open_fds())
+        before = len(open_files())
         made = lines(20)
         assign(interrupts, MSIX, made)
         if end == "clear":
@@ -245,13 +245,13 @@ class TestDescriptors:
             interrupts.set_irqs(INTX, EVENTFD | UNMASK, 0, 1, None, [lines()[0].sent()])
             interrupts.clear()
             assert interrupts.unmask_fd is None
-            assert len(open_fds()) == before + 22
+            assert len(open_files()) == before + 22
         elif end == "turn off":
             interrupts.set_irqs(MSIX, NONE | TRIGGER, 0, 0)
-            assert len(open_fds()) == before + 20
+            assert len(open_files()) == before + 20
         else:
             interrupts.set_irqs(MSIX, EVENTFD | TRIGGER, 0, 20)
-            assert len(open_fds()) == before + 20
+            assert len(open_files()) == before + 20
         assert not interrupts.trigger(MSIX, 3)
         assert sum(line.taken() for line in made) == 0
 
@@ -371,11 +371,11 @@ class TestMessages:
         self, interrupts: Interrupts, lines: Lines, action: IrqSetFlags
     ) -> None:
         made = lines(2)
-        before = len(open_fds())
+        before = len(open_files())
         interrupts.set_irqs(MSIX, EVENTFD | action, 0, 2, None, [line.sent() for line in made])
         interrupts.set_irqs(INTX, EVENTFD | MASK, 0, 1, None, [made[0].sent()])
         interrupts.set_irqs(MSIX, EVENTFD | action, 0, 2)
-        assert len(open_fds()) == before
+        assert len(open_files()) == before
         assert interrupts.unmask_fd is None
 
     @pytest.mark.parametrize("vector", [20, -1, 1 << 40])
@@ -526,7 +526,7 @@ class TestUnmaskEventfd:
         old: list[int] = []
 
         def changed(fd: int | None) -> None:
-            seen.append((fd, all(number in open_fds() for number in old)))
+            seen.append((fd, all(number in open_files() for number in old)))
             old[:] = [] if fd is None else [fd]
 
         interrupts.on_unmask_fd_changed = changed
@@ -537,7 +537,7 @@ class TestUnmaskEventfd:
         interrupts.set_irqs(INTX, EVENTFD | UNMASK, 0, 1)
         interrupts.set_irqs(INTX, EVENTFD | UNMASK, 0, 1)
         assert seen == [(first, True), (second, True), (None, True)]
-        assert first not in open_fds()
+        assert first not in open_files()
         assert interrupts.unmask_fd is None
 
     def test_turning_off_ends_it(self, interrupts: Interrupts, lines: Lines) -> None:
@@ -668,7 +668,7 @@ class InterruptsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before = len(open_fds())
+        self.before = len(open_files())
         self.lines = [Line() for _ in range(4)]
         self.interrupts = Interrupts({INTX: 1, MSIX: 3})
         self.assigned: dict[int, int] = {}
@@ -807,13 +807,13 @@ class InterruptsMachine(RuleBasedStateMachine):
     @invariant()
     def holds_what_it_needs(self) -> None:
         held = len(self.assigned) + (self.intx is not None) + (self.interrupts.unmask_fd is not None)
-        assert len(open_fds()) == self.before + 4 + held
+        assert len(open_files()) == self.before + 4 + held
 
     def teardown(self) -> None:
         self.interrupts.clear()
         for line in self.lines:
             os.close(line.fd)
-        assert len(open_fds()) == self.before
+        assert len(open_files()) == self.before
 
 
 TestAnySequence = InterruptsMachine.TestCase

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.memory.guest_files import PAGE, mapped_times, memfd
-from tests.support.fds import open_fds
 from vfio_user.errors import Busy, DeviceError, DmaExists, DmaLimit, DmaNotMapped
 from vfio_user.memory import MAX_MAPPING_SIZE, AccessMode, DirtyLog, Dma, DmaMapping
 from vfio_user.protocol.constants import DmaMapFlags, DmaUnmapFlags
+from vfio_user.testing.leaks import open_files
 
 RW = DmaMapFlags.READ | DmaMapFlags.WRITE
 TOP = 1 << 64
@@ -184,7 +184,7 @@ def test_refused_unmaps(iova: int, size: int, flags: int, number: int) -> None:
 
 
 def test_unmap_gives_everything_back() -> None:
-    before = len(open_fds())
+    before = len(open_files())
     dma = Dma()
     fd = memfd(4)
     dma.map(0, PAGE, RW, 0, os.dup(fd))
@@ -194,7 +194,7 @@ def test_unmap_gives_everything_back() -> None:
     assert dma.unmap(0, PAGE) == b""
     assert mapped_times() == 0
     dma.unmap(PAGE, PAGE)
-    assert len(open_fds()) == before
+    assert len(open_files()) == before
     assert dma.statistics() == type(dma.statistics())(0, 0, 0, maps=2, unmaps=2, faults=0, stuck_views=0)
 
 
@@ -328,7 +328,7 @@ class DmaTableMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before = len(open_fds())
+        self.before = len(open_files())
         self.files = [memfd(pages) for pages in (4, 8, 8)]
         self.pages = [4, 8, 8]
         self.dma = Dma(max_maps=6)
@@ -405,7 +405,7 @@ class DmaTableMachine(RuleBasedStateMachine):
         for fd in self.files:
             os.close(fd)
         assert self.dma.statistics().files == 0
-        assert len(open_fds()) == self.before
+        assert len(open_files()) == self.before
         assert mapped_times() == 0
 
 

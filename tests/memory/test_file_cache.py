@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.memory.guest_files import PAGE, mapped_times, memfd
-from tests.support.fds import open_fds
 from vfio_user.errors import DeviceError, DmaLimit
 from vfio_user.memory.file_cache import FileCache
 from vfio_user.memory.shared_file import FileInfo, MappedFile
+from vfio_user.testing.leaks import open_files
 
 
 def map_slice(cache: FileCache, fd: int, offset: int, size: int, *, write: bool = True) -> MappedFile:
@@ -28,11 +28,11 @@ def reopened(fd: int, flags: int) -> int:
 def test_slices_share_one_mapping_and_one_descriptor() -> None:
     cache = FileCache()
     fd = memfd(64)
-    before = len(open_fds())
+    before = len(open_files())
     files = [map_slice(cache, fd, page * PAGE, PAGE) for page in range(64)]
     assert len(set(map(id, files))) == 1
     assert mapped_times() == 1
-    assert len(open_fds()) == before + 1
+    assert len(open_files()) == before + 1
     assert cache.held == 1
     for file in files[:-1]:
         file.release()

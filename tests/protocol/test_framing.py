@@ -13,10 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
+from tests.support.fds import close_all, identity, memory_file, no_leaks
 from vfio_user.errors import FramingError
 from vfio_user.protocol.framing import MAX_PENDING_FDS, FrameBuffer, close_fds
 from vfio_user.protocol.header import HEADER, Header
+from vfio_user.testing.leaks import open_files
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, ancillary_fds
 
 MAX_SIZE = 512
@@ -342,7 +343,7 @@ def test_an_impossible_size_that_came_with_descriptors(pair: tuple[socket.socket
         # Descriptors have the sizes looked at on reception already, to find the message they belong to.
         with pytest.raises(FramingError, match=f"a message of {size} bytes"):
             receive(frames, ours)
-        assert ours.fileno() in open_fds()
+        assert ours.fileno() in open_files()
 
 
 def test_a_flood_of_descriptors_is_bounded(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -355,10 +356,10 @@ def test_a_flood_of_descriptors_is_bounded(pair: tuple[socket.socket, socket.soc
             theirs.sendmsg([data[at : at + 1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, flood)])
             receive(frames, ours)
         theirs.sendmsg([data[2:3]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, flood)])
-        before = len(open_fds())
+        before = len(open_files())
         with pytest.raises(FramingError, match=rf"300 file descriptors wait .*; the limit is {MAX_PENDING_FDS}"):
             receive(frames, ours)
-        assert len(open_fds()) == before
+        assert len(open_files()) == before
         os.close(fd)
 
 

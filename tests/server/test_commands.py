@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.fds import close_all, leaked_since, memory_file, open_fds
+from tests.support.fds import close_all, memory_file
 from tests.support.raw_client import RawClient, access, memory_session, message
 from vfio_user.protocol.constants import Command, IrqIndex
 from vfio_user.protocol.header import Header
@@ -18,6 +18,7 @@ from vfio_user.protocol.region import ACCESS
 from vfio_user.regions import CallbackRegion, MemoryRegion
 from vfio_user.server.commands import COMMANDS
 from vfio_user.server.device import Device
+from vfio_user.testing.leaks import leaked_since, open_files
 
 MIB = 1 << 20
 REGION_INFO = struct.Struct("<IIIIQQ")
@@ -105,7 +106,7 @@ def test_irq_info(client: RawClient, index: int, flags: int, count: int) -> None
 
 
 def test_memory_is_mapped_and_unmapped(client: RawClient, device: Device) -> None:
-    before = open_fds()
+    before = open_files()
     fd = memory_file(bytes(0x1000) + b"hello" + bytes(0xFFB))
     request = struct.pack("<IIQQQ", 32, 3, 0x1000, 0x8000, 0x1000)
     reply = client.request(Command.DMA_MAP, request, [fd])
@@ -133,7 +134,7 @@ def test_everything_is_unmapped(client: RawClient, device: Device) -> None:
 
 
 def test_only_the_first_descriptor_of_a_map_counts(client: RawClient, device: Device) -> None:
-    before = open_fds()
+    before = open_files()
     fds = [memory_file(b"first".ljust(0x1000)), memory_file(b"other".ljust(0x1000))]
     request = struct.pack("<IIQQQ", 32, 3, 0, 0x8000, 0x1000)
     assert client.request(Command.DMA_MAP, request, fds).error == 0
@@ -338,7 +339,7 @@ def test_c10_c11_device_info_has_16_bytes_and_every_region_answers(client: RawCl
 
 
 def test_c12_an_unmap_with_a_descriptor(client: RawClient) -> None:
-    before = open_fds()
+    before = open_files()
     fd = memory_file(bytes(0x1000))
     assert client.map_memory(0x8000, 0x1000, fd) == 0
     reply = client.request(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0x8000, 0x1000), [fd])

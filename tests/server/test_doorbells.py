@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fds import close_all, leaked_since, open_fds
+from tests.support.fds import close_all
 from tests.support.raw_client import RawClient, connect, memory_session
 from vfio_user import WO, IoBar, MemoryBar, PciDevice, Register, RegisterBlock, ResetKind, Server
 from vfio_user.protocol.constants import Command, IoEventFdFlags
@@ -20,6 +20,7 @@ from vfio_user.regions import Doorbell, MemoryRegion
 from vfio_user.server.device import Device
 from vfio_user.server.doorbells import Doorbells
 from vfio_user.server.loop import EventLoop
+from vfio_user.testing.leaks import leaked_since, open_files
 
 DATAMATCH, PIO = IoEventFdFlags.DATAMATCH, IoEventFdFlags.PIO
 
@@ -121,7 +122,7 @@ def test_messages_ring_as_well(client: RawClient, card: Card) -> None:
 
 def test_asking_again_gives_the_same(client: RawClient, card: Card) -> None:
     _, first = ask(client, 0)
-    before = open_fds()
+    before = open_files()
     for _ in range(3):
         told, again = ask(client, 0)
         assert told.count == 4
@@ -137,7 +138,7 @@ def test_asking_again_gives_the_same(client: RawClient, card: Card) -> None:
 
 @pytest.mark.parametrize("argsz", [16, 175])
 def test_without_room_nothing_is_opened(client: RawClient, argsz: int) -> None:
-    before = open_fds()
+    before = open_files()
     told, fds = ask(client, 0, argsz)
     assert (told.entries, told.count, told.argsz, fds) == ((), 4, 176, [])
     assert leaked_since(before) == []
@@ -156,7 +157,7 @@ def test_a_client_is_offered_what_it_can_take(card: Card, takes: int, gets: int)
 
 
 def test_a_region_without_doorbells_has_none(client: RawClient) -> None:
-    before = open_fds()
+    before = open_files()
     told, fds = ask(client, 7)
     assert (told, fds) == (RegionIoFds.of(7, ()), [])
     assert leaked_since(before) == []
@@ -176,7 +177,7 @@ def test_a_reset_forgets_rings(client: RawClient, card: Card) -> None:
 
 
 def test_what_a_former_client_kept_rings_nothing(card: Card) -> None:
-    before = open_fds()
+    before = open_files()
     with memory_session(card) as client:
         client.negotiate()
         _, kept = ask(client, 0)
@@ -273,7 +274,7 @@ def test_an_eventfd_that_cannot_be_watched_is_closed() -> None:
     def watch(fd: int, callback: object) -> None:
         raise OSError(errno.ENOSPC, "too many watches")
 
-    before = open_fds()
+    before = open_files()
     doorbells = Doorbells(watch)  # type: ignore[arg-type]
     with pytest.raises(OSError, match="too many watches"):
         doorbells.eventfds(0, [Doorbell(0, 4, None, lambda: None)])

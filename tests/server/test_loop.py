@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fds import open_fds
 from vfio_user.server.loop import EventLoop
+from vfio_user.testing.leaks import open_files
 
 
 class Clock:
@@ -388,7 +388,7 @@ def test_what_comes_while_simple_is_being_worked_out_is_not_lost(
 
 
 def test_a_loop_takes_over_what_another_was_to_do(loop: EventLoop, clock: Clock, pipe: tuple[int, int]) -> None:
-    before = open_fds()
+    before = open_files()
     other = EventLoop(clock)
     seen: list[Any] = []
     watch = other.watch(pipe[0], lambda: seen.append(os.read(pipe[0], 1)))
@@ -397,7 +397,7 @@ def test_a_loop_takes_over_what_another_was_to_do(loop: EventLoop, clock: Clock,
     cancelled = other.call_later(1, seen.append, "never")
     assert other.has_work
     loop.adopt(other)
-    assert open_fds() == before
+    assert open_files() == before
     cancelled.cancel()
     os.write(pipe[1], b"xy")
     loop.run_once()
@@ -428,11 +428,11 @@ def test_a_closed_loop_does_nothing_more_and_touches_no_descriptor() -> None:
 
 
 def test_a_loop_nobody_closes_leaves_nothing_open() -> None:
-    before = open_fds()
+    before = open_files()
     loop = EventLoop()
     loop.call_soon(lambda: None)
     del loop
-    assert open_fds() == before
+    assert open_files() == before
 
 
 def test_fileno_is_readable_when_there_is_something_to_do(loop: EventLoop, pipe: tuple[int, int]) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 import pytest
 
-from tests.support.fds import close_all, leaked_since, memory_file, open_fds
+from tests.support.fds import close_all, memory_file
 from tests.support.raw_client import RawClient, access, memory_session, message
 from vfio_user.errors import ConnectionClosedError, DeviceError
 from vfio_user.protocol.constants import Command, IrqIndex
@@ -28,6 +28,7 @@ from vfio_user.regions import CallbackRegion, MemoryRegion, Region
 from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop
 from vfio_user.server.session import Session
+from vfio_user.testing.leaks import leaked_since, open_files
 
 EINVAL = errno.EINVAL
 MIB = 1 << 20
@@ -292,7 +293,7 @@ def descriptors(kinds: str) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_is_refused_and_the_connection_goes_on(client: RawClient, row: Row) -> None:
-    before, maps = open_fds(), mapped_files()
+    before, maps = open_files(), mapped_files()
     with descriptors(row.fds) as fds:
         client.send(message(row.command, row.payload, message_id=0xBEEF), fds)
         reply = client.receive()
@@ -311,7 +312,7 @@ def test_a_file_opened_for_reading_cannot_be_mapped_for_writing(client: RawClien
     fd = os.open(path, os.O_TMPFILE | os.O_RDWR, 0o600)
     os.truncate(fd, 0x1000)
     only_read = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
-    before = open_fds()
+    before = open_files()
     assert client.map_memory(0x100000, 0x1000, only_read, flags=3) == errno.EACCES
     assert client.map_memory(0x100000, 0x1000, only_read, flags=1) == 0
     assert client.unmap_memory(0x100000, 0x1000) == 0
@@ -342,7 +343,7 @@ CUTS = {
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize("fds", ["", "me"])
 def test_a_stream_that_cannot_be_followed_is_answered_and_closed(name: str, fds: str) -> None:
-    before = open_fds()
+    before = open_files()
     with memory_session(make_device()) as client, descriptors(fds) as sent:
         client.negotiate()
         client.send(CUTS[name], sent)
@@ -360,7 +361,7 @@ def test_the_largest_message_there_can_be(client: RawClient) -> None:
 
 @pytest.mark.parametrize("flags", [1, 0x11, 0x21])
 def test_a_reply_to_nothing_is_dropped(client: RawClient, flags: int) -> None:
-    before = open_fds()
+    before = open_files()
     with descriptors("me") as fds:
         client.send(message(Command.REGION_READ, bytes(20), flags=flags), fds)
         assert client.is_silent()
@@ -422,7 +423,7 @@ def test_a_bad_version_is_answered_and_closed(name: str, no_reply: bool) -> None
 
 
 def test_version_with_a_descriptor_is_answered_and_closed() -> None:
-    before = open_fds()
+    before = open_files()
     with memory_session(make_device()) as client, descriptors("m") as fds:
         client.send(message(Command.VERSION, version(b"{}\0")), fds)
         assert client.receive().header == Header(1, Command.VERSION, 16, 0x21, EINVAL)
@@ -432,7 +433,7 @@ def test_version_with_a_descriptor_is_answered_and_closed() -> None:
 
 @pytest.mark.parametrize("command", [0, 2, 4, 9, 10, 13, 99])
 def test_anything_before_version_is_answered_and_closed(command: int) -> None:
-    before = open_fds()
+    before = open_files()
     with memory_session(make_device()) as client, descriptors("m") as fds:
         client.send(message(command, GOOD_MAP), fds)
         assert client.receive().header == Header(1, command, 16, 0x21, EINVAL)
@@ -481,7 +482,7 @@ def test_lost_descriptors_end_the_session(blocking: bool) -> None:
         # An unnoticed loss would turn this into "de-assign".
         client.send(message(Command.DEVICE_SET_IRQS, set_irqs(TRIGGER | EVENTFD, MSIX, 0, 1), message_id=5), [fd])
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()), limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_files()), limits[1]))
         filler = []
         try:
             with contextlib.suppress(OSError):

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.fds import close_all, leaked_since, open_fds
+from tests.support.fds import close_all
 from tests.support.raw_client import RawClient, connect, memory_session
 from vfio_user import MemoryBar, PciDevice, Register, RegisterBlock, Server
 from vfio_user.protocol.constants import Command, RegionFlags
 from vfio_user.protocol.region import MappableArea, RegionInfo
 from vfio_user.regions import PAGE_SIZE, Region
+from vfio_user.testing.leaks import leaked_since, open_files
 
 READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
 MAPPED = READ_WRITE | RegionFlags.MMAP
@@ -82,7 +83,7 @@ def test_areas_beside_registers() -> None:
 @pytest.mark.parametrize("argsz", [32, 63, 79])
 def test_the_descriptor_comes_with_a_complete_reply_only(argsz: int) -> None:
     with session() as (client, _):
-        before = open_fds()
+        before = open_files()
         info, payload, fds = ask(client, 0, argsz)
         assert payload == struct.pack("<IIIIQQ", 80, 7, 0, 0, 8 * PAGE_SIZE, 0)
         assert fds == []
@@ -121,7 +122,7 @@ def test_a_client_that_says_nothing_takes_one() -> None:
 
 def test_every_client_maps_the_same_memory() -> None:
     card = Card()
-    before = open_fds()
+    before = open_files()
     for value in (1, 2):
         with memory_session(card) as client:
             client.negotiate()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.fds import close_all, leaked_since, memory_file, open_fds
+from tests.support.fds import close_all, memory_file
 from tests.support.raw_client import Message, RawClient, access, memory_session, message
 from vfio_user.errors import Busy, ConnectionClosedError, InvalidAccess
 from vfio_user.memory.mapping import AccessMode
@@ -23,6 +23,7 @@ from vfio_user.protocol.region import ACCESS
 from vfio_user.regions import CallbackRegion, Region
 from vfio_user.server.device import Device
 from vfio_user.server.session import Session
+from vfio_user.testing.leaks import leaked_since, open_files
 
 SIZE = 64
 NO_REPLY = 0x10
@@ -288,7 +289,7 @@ def test_a_descriptor_of_a_plain_message_is_closed() -> None:
     fd = memory_file(bytes(4096))
     with memory_session(device) as client:
         client.negotiate()
-        before = open_fds()
+        before = open_files()
         client.send(write(0)[:20], [fd])
         assert client.is_silent()
         client.send(write(0)[20:] + READ)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.fds import close_all, leaked_since, memory_file, open_fds
+from tests.support.fds import close_all, memory_file
 from tests.support.raw_client import RawClient, access, memory_session, message
 from vfio_user.errors import Busy, ConnectionClosedError
 from vfio_user.protocol.constants import Command, IrqIndex
@@ -23,6 +23,7 @@ from vfio_user.regions import CallbackRegion, MemoryRegion
 from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop
 from vfio_user.server.session import Session
+from vfio_user.testing.leaks import leaked_since, open_files
 
 VERSION = message(Command.VERSION, b"\0\0\0\0{}\0", message_id=11)
 READ = message(Command.REGION_READ, ACCESS.pack(0, 0, 4), message_id=12)
@@ -259,7 +260,7 @@ def play(upto: int, chunk: int | None) -> Device:
 
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_the_client_may_go_at_any_byte(chunk: int | None) -> None:
-    before = open_fds()
+    before = open_files()
     for upto in range(LENGTH + 1):
         device = play(upto, chunk)
         assert leaked_since(before) == []
@@ -272,7 +273,7 @@ def test_the_client_may_go_at_any_byte(chunk: int | None) -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 2), st.integers(1, 64))
 def test_any_bytes_and_descriptors_leave_nothing_behind(data: bytes, fds: int, chunk: int) -> None:
-    before = open_fds()
+    before = open_files()
     with memory_session(make_device(), chunk=chunk) as client:
         client.negotiate()
         carried = [memory_file() for _ in range(fds)]

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.support.fds import close_all, identity, leaked_since, memory_file, no_leaks, open_fds
+from tests.support.fds import close_all, identity, memory_file, no_leaks
+from vfio_user.testing.leaks import leaked_since, open_files
 
 
 def test_what_is_opened_and_closed_is_no_leak() -> None:
@@ -23,7 +24,7 @@ def test_a_leak_fails_with_its_targets() -> None:
 
 def test_a_number_used_again_for_another_file_is_a_leak() -> None:
     first = memory_file()
-    before = open_fds()
+    before = open_files()
     os.close(first)
     second = memory_file()
     assert second == first

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.fds import close_all, identity, memory_file, no_leaks, open_fds
+from tests.support.fds import close_all, identity, memory_file, no_leaks
 from vfio_user.errors import ConnectionClosedError, FramingError, LocalProtocolError
+from vfio_user.testing.leaks import open_files
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, ancillary_fds, carries_fds, send_some
 from vfio_user.transport.memory import memory_pair
 
@@ -109,16 +110,16 @@ def test_a_truncated_reception_closes_what_came(pair: tuple[socket.socket, socke
         fd = memory_file()
         send_some(ours, [b"message"], [fd] * 5)
         os.close(fd)
-        before = len(open_fds())
+        before = len(open_files())
         # Room for one or two: the kernel installs those, and throws the others away.
         buffer = bytearray(16)
         count, ancdata, flags, _ = theirs.recvmsg_into([buffer], socket.CMSG_SPACE(4), RECEIVE_FLAGS)
         assert count == 7
         assert flags & socket.MSG_CTRUNC
-        assert len(open_fds()) > before
+        assert len(open_files()) > before
         with pytest.raises(FramingError, match=r"descriptors were lost on reception \(MSG_CTRUNC\): too many came"):
             ancillary_fds(ancdata, flags)
-        assert len(open_fds()) == before
+        assert len(open_files()) == before
 
 
 def test_descriptors_lost_because_this_process_has_too_many(pair: tuple[socket.socket, socket.socket]) -> None:
