@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.fds import close_all, memory_file, no_leaks
 from tests.support.raw_client import RawClient, access, message
-from vfio_user.errors import LocalProtocolError
+from vfio_user.client.device import VfioUserClient
+from vfio_user.errors import LocalProtocolError, StateError
 from vfio_user.protocol.constants import Command, IrqIndex, RegionFlags
 from vfio_user.protocol.region import ACCESS
 from vfio_user.protocol.version import Capabilities, VersionMessage
@@ -224,3 +225,28 @@ def test_nagle_waits_for_nobody(reach: Connect, card: Card) -> None:
             client.write(0, 0, value, posted=True)
             client.write(0, 4, value, posted=True)
             assert client.read(0, 0) == value
+
+
+# Our own client.
+
+
+def test_our_client_drives_it(card: Card) -> None:
+    with Server(card, "tcp:0").start() as server, VfioUserClient.connect(server.address) as client:
+        assert (client.info.num_regions, client.info.num_irqs) == (9, 5)
+        client.region_write(0, 0x10, b"some bytes")
+        assert client.region_read(0, 0x10, 10) == b"some bytes"
+        assert client.region(1).info.flags & RegionFlags.MMAP == 0
+        client.region(1).write(0, 4, 0x1234)
+        assert client.region(1).read(0, 4) == 0x1234
+        client.write_multi([(0, 0x20, b"ab"), (0, 0x22, b"cd")])
+        assert client.region_read(0, 0x20, 4) == b"abcd"
+        assert client.irq_info(IrqIndex.MSIX).count == 4
+        with pytest.raises(StateError, match="the connection carries none: it cannot get an eventfd"):
+            client.irq(IrqIndex.MSIX).enable(1)
+        client.reset()
+        assert card.resets == 1
+        buffer = client.dma_alloc(0x1000)
+        assert len(card.dma) == 1
+        client.dma_unmap_all()
+        assert len(card.dma) == 0
+        assert buffer.size == 0x1000
