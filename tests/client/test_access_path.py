@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 
 import pytest
 from hypothesis import given
@@ -119,6 +120,37 @@ def test_a_reply_to_another_read(server: ScriptedServer, payload: bytes) -> None
             connection.read(2, 0x10, 4)
         server.say(access_reply(2, 2, 0x10, b"abcd"))
         assert connection.read(2, 0x10, 4)
+
+
+def test_a_refusal_that_brings_data_is_a_refusal(server: ScriptedServer) -> None:
+    with server.connect() as connection:
+        server.say(message(1, READ, ACCESS.pack(0x10, 2, 4) + b"abcd", flags=0x21, error=errno.EBUSY))
+        with pytest.raises(CommandError) as caught:
+            connection.read(2, 0x10, 4)
+        assert caught.value.errno == errno.EBUSY
+        server.say(message(2, WRITE, ACCESS.pack(0x10, 2, 4), flags=0x21, error=errno.EBUSY))
+        with pytest.raises(CommandError):
+            connection.write(2, 0x10, 4, 0)
+
+
+def test_an_answer_to_another_write(server: ScriptedServer) -> None:
+    with server.connect(timeout=SHORT) as connection:
+        connection.post(0, 0, 4, 0)
+        server.say(message(1, WRITE, bytes(16)))
+        with pytest.raises(CommandTimeoutError):
+            connection.write(0, 0, 4, 0)
+        connection.post(0, 0, 4, 0)
+        server.say(access_reply(3, 0, 0, b"abcd"))
+        with pytest.raises(CommandTimeoutError):
+            connection.read(0, 0, 4)
+
+
+def test_a_time_limit_is_waited_for_once(server: ScriptedServer) -> None:
+    with server.connect(timeout=0.1) as connection:
+        began = time.monotonic()
+        with pytest.raises(CommandTimeoutError):
+            connection.read(0, 0, 4)
+        assert 0.1 <= time.monotonic() - began < 0.19
 
 
 def test_a_reply_that_brings_too_much(server: ScriptedServer) -> None:

@@ -338,6 +338,21 @@ class Connection:
         self.check_open()
         self._turn(timeout)
 
+    def serve(self) -> bool:
+        """Handles what has come already; waits for nothing, and lets nobody else work.
+
+        This is what the other end of a connection within one thread calls, while it waits for this one.
+
+        Returns:
+            Something had come.
+
+        Raises:
+            RemoteProtocolError, ConnectionClosedError: the connection has ended.
+        """
+        self.check_open()
+        self._flush()
+        return self._receive()
+
     def wait_readable(self, fd: int, timeout: float | None = None) -> bool:
         """Waits until ``fd`` - an eventfd of an interrupt - is readable, carrying out what the server asks for.
 
@@ -426,6 +441,8 @@ class Connection:
 
     def _receive(self) -> bool:
         """Takes what the server has sent, without waiting, and handles it; False if there was nothing."""
+        if self._frames.end:
+            self._resume()
         if self._unsent >= _MAX_UNSENT:
             return False
         try:
@@ -441,9 +458,18 @@ class Connection:
 
     # Messages.
 
+    def _resume(self) -> None:
+        """Goes on with messages that were left because too much waited to be sent."""
+        try:
+            self._dispatch()
+        except (ProtocolError, ConnectionClosedError) as exc:
+            self._lost(exc)
+
     def _dispatch(self) -> None:
         frames = self._frames
-        while (header := frames.next_message()) is not None:
+        # What a server asks for and does not read is not made any longer: a thousand requests fit in a few kilobytes,
+        # their answers in a gigabyte.
+        while self._unsent < _MAX_UNSENT and (header := frames.next_message()) is not None:
             began = frames.start + HEADER_SIZE
             payload = bytes(self._view[began : began - HEADER_SIZE + header.message_size])
             fds = frames.take_fds()
