@@ -217,6 +217,9 @@ def test_a_command_that_wants_no_reply_gets_none(client: RawClient, command: Com
         Command.REGION_WRITE: access(0, 0, b"abcd"),
         Command.DEVICE_RESET: b"",
         Command.REGION_WRITE_MULTI: bytes(8),
+        Command.DEVICE_FEATURE: struct.pack("<II", 8, 0x4_0001),
+        Command.MIG_DATA_READ: INFO.pack(16, 8, 0, 0),
+        Command.MIG_DATA_WRITE: INFO.pack(16, 8, 0, 0),
     }
     client.command(command, payloads[command], no_reply=True)
     assert client.is_silent()

@@ -23,6 +23,7 @@ class Edu(PciDevice):
     vendor_id, device_id, class_code, revision = 0x1234, 0x11E8, 0x00FF00, 0x10
     msi = Msi(vectors=1)
     bar0 = MemoryBar(size=1 << 20, registers=EduRegisters)
+    migratable, saved_attributes = True, ("buffer",)
 
     def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:
         super().__init__()
@@ -76,3 +77,8 @@ class Edu(PciDevice):
         command.start = 0
         if command.raise_interrupt:
             self.interrupt(DMA_INTERRUPT)
+
+    def on_loaded(self) -> None:
+        if self.bar0.status.computing:
+            self.call_soon(self.finish_factorial, self.bar0.factorial)
+        self.start_dma(self.bar0.dma_command.start)

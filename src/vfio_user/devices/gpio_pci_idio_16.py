@@ -24,6 +24,8 @@ class GpioPciIdio16(PciDevice):
     vendor_id, device_id, class_code = 0x494F, 0x0DC8, 0x118000
     bar2 = IoBar(size=8, registers=Idio16Registers)
     linux_modules = ("gpio-pci-idio-16",)
+    migratable = True
+    saved_attributes = ("_inputs", "_interrupt_enabled")
 
     def __init__(self, *, inputs: int = 0) -> None:
         super().__init__()

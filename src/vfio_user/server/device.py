@@ -7,7 +7,7 @@ every region by hand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vfio_user.errors import StateError
 from vfio_user.interrupts import Interrupts
@@ -16,8 +16,13 @@ from vfio_user.pci.registers import ResetKind
 from vfio_user.protocol.constants import NUM_PCI_REGIONS, DeviceFlags, IrqIndex
 from vfio_user.protocol.device import DeviceInfo
 from vfio_user.regions import EmptyRegion, Region
+from vfio_user.server.deferred import DeferredWork
 from vfio_user.server.doorbells import Doorbells
 from vfio_user.server.loop import EventLoop, Timer, Watch
+
+if TYPE_CHECKING:
+    from vfio_user.protocol.migration import MigrationState
+    from vfio_user.server.migration import Migration
 
 __all__ = ["Device"]
 
@@ -37,6 +42,9 @@ class Device:
         interrupts: vectors, and the eventfds the client connected to them.
         dma: the client's memory.
         ioeventfds: the eventfds of those regions' doorbells; the server's to use.
+        migratable: a client can migrate it. What is needed for that, ``PciDevice`` has.
+        migration: the state its migration is in; None if it cannot be migrated. The server's to use.
+        deferred: keeps back work put off while the device is stopped.
 
     A device outlives its clients. It keeps its state when one goes, and only loses what was the client's: mappings and
     eventfds. It needs no client, either: its regions can be read and written in the same process.
@@ -48,10 +56,13 @@ class Device:
     flags: DeviceFlags = DeviceFlags.RESET
     num_regions: int = NUM_PCI_REGIONS
     num_irqs: int = len(IrqIndex)
+    migratable: ClassVar[bool] = False
 
     def __init__(self, *, irqs: dict[IrqIndex, int] | None = None) -> None:
         self.interrupts = Interrupts(irqs or {})
         self.dma = Dma()
+        self.deferred = DeferredWork()
+        self.migration: Migration | None = None
         self.ioeventfds = Doorbells(self.watch)
         self._regions: dict[int, Region] = {}
         self._loop: EventLoop | None = None
@@ -94,6 +105,16 @@ class Device:
     def on_disconnect(self) -> None:
         """The client is gone, and with it every mapping and eventfd. Stop what used them."""
 
+    def on_state(self, old: MigrationState, new: MigrationState) -> None:
+        """A client migrates the device, which went from one state to the next, and is in it now.
+
+        Unless it is RUNNING or PRE_COPY, work put off waits, interrupts become pending, and DMA fails; who does work in
+        threads of its own holds it back, too.
+
+        Raises:
+            Exception: the device cannot be used any more: its state is ERROR, until a reset.
+        """
+
     def reset(self, kind: ResetKind = ResetKind.DEVICE) -> None:
         """Resets the device: pending interrupts and rings, then ``on_reset``. Spec: "VFIO_USER_DEVICE_RESET".
 
@@ -114,15 +135,35 @@ class Device:
 
     def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
         """Calls ``callback(*args)`` on the device's thread, after the message being answered has been. Any thread."""
-        self.loop.call_soon(callback, *args)
+        if self.migratable:
+            self.loop.call_soon(self.deferred.wrap(callback, args))
+        else:
+            self.loop.call_soon(callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Timer:
         """Calls ``callback(*args)`` on the device's thread in ``delay`` seconds. Any thread."""
+        if self.migratable:
+            return self.loop.call_later(delay, self.deferred.wrap(callback, args))
         return self.loop.call_later(delay, callback, *args)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> Watch:
         """Calls ``callback()`` on the device's thread whenever ``fd`` is readable. Any thread."""
-        return self.loop.watch(fd, callback)
+        watch = self.loop.watch(fd, callback)
+        return self.deferred.add(watch) if self.migratable else watch
+
+    # Being stopped, to be migrated.
+
+    def hold(self) -> None:
+        """Stops the device: no deferred work, no interrupts, no DMA until ``release``. The server calls this."""
+        self.deferred.hold()
+        self.interrupts.held = True
+        self.dma.held = True
+
+    def release(self) -> None:
+        """Lets the device run again, and do what has waited; the server calls this."""
+        self.dma.held = False
+        self.interrupts.held = False
+        self.deferred.release(self.loop.call_soon)
 
     # The server's side.
 
@@ -155,6 +196,8 @@ class Device:
         """
         self._is_connected = False
         try:
+            if self.migration is not None:
+                self.migration.abandon()
             self.on_disconnect()
         finally:
             self.ioeventfds.clear()

@@ -161,6 +161,8 @@ def message_path(
                 return not frames.end and not session.wants_to_write
             if session.wants_to_write:
                 return False
+            if session.is_restricted:
+                return session.consume_ordinarily(0)
             at = frames.start
 
     def failed(exc: Exception, end: int, message_id: int, command: int, size: int, flags: int) -> bytes | None:

@@ -18,7 +18,9 @@ register language.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 from vfio_user.pci.capabilities.power_management import PowerState
 from vfio_user.pci.events import FunctionEvents
@@ -26,6 +28,9 @@ from vfio_user.pci.function import PciAttributes, PciFunction, build_function
 from vfio_user.pci.registers import ResetKind
 from vfio_user.protocol.constants import DeviceFlags, IrqIndex, RegionIndex
 from vfio_user.server.device import Device
+
+if TYPE_CHECKING:
+    from vfio_user.server.saved_state import DeviceState
 
 __all__ = ["PciDevice"]
 
@@ -40,16 +45,24 @@ class PciDevice(Device, PciAttributes):
         linux_modules: the kernel modules that drive it in a Linux guest; ``vfio-user boot`` loads them.
         enforce_bus_master: DMA fails while the driver has not set Bus Master Enable, as on a real bus. Turn it off only
             for a client that never sets it.
+        migratable: it can be migrated, and its state saved: everything that is not in a register or in memory behind a
+            BAR stands in ``saved_attributes``.
+        saved_attributes: names of attributes that are saved with the registers: plain values, as JSON has them, or
+            bytes. ``on_loaded`` sees to the rest.
+        state_version: raise it when the meaning of ``saved_attributes`` changes; states of other versions are refused.
         function: the PCI function: what software configured, as properties.
 
     Raises:
-        DefinitionError: an id is missing or does not fit, or the ROM is broken.
+        DefinitionError: an id is missing or does not fit, or the ROM is broken; ``migratable`` with a region behind a
+            BAR that cannot be saved.
         OSError: the ROM's file cannot be read.
     """
 
     flags = DeviceFlags.PCI | DeviceFlags.RESET
     linux_modules: ClassVar[tuple[str, ...]] = ()
     enforce_bus_master: ClassVar[bool] = True
+    saved_attributes: ClassVar[tuple[str, ...]] = ()
+    state_version: ClassVar[int] = 1
 
     def __init__(self) -> None:
         self.function: PciFunction = build_function(
@@ -82,6 +95,13 @@ class PciDevice(Device, PciAttributes):
         if function.msix is not None:
             function.msix.pending.source = lambda: self.interrupts.pending(IrqIndex.MSIX)
         self._update_gates()
+        if self.migratable:
+            # Imported by those alone that need it: a server listens sooner without.
+            from vfio_user.pci.saved_state import FunctionState
+            from vfio_user.server.migration import Migration
+
+            FunctionState(function)  # what cannot be saved is better found now than in the middle of a migration
+            self.migration = Migration(self)
 
     # What happens to it; override what matters. ``on_reset``, ``on_connect`` and ``on_disconnect`` are inherited.
 
@@ -93,6 +113,12 @@ class PciDevice(Device, PciAttributes):
 
     def on_capability(self, name: str, register: str) -> None:
         """The driver wrote a register of the capability declared as ``name``; one without a callback of its own."""
+
+    def on_loaded(self) -> None:
+        """A saved state was loaded, and all work put off before was dropped: put off what, by it, is under way.
+
+        No hook ran for the registers. The device may be stopped still; work put off then waits.
+        """
 
     # Interrupts, whichever kind the driver chose.
 
@@ -126,6 +152,8 @@ class PciDevice(Device, PciAttributes):
         """
         self.function.reset(kind)
         self._was_reset(kind)
+        if self.migration is not None:
+            self.migration.was_reset()
 
     def _was_reset(self, kind: ResetKind) -> None:
         """Does the rest of a reset, the registers having been reset."""
@@ -133,6 +161,47 @@ class PciDevice(Device, PciAttributes):
         self.ioeventfds.drain()
         self._update_gates()
         self.on_reset(kind)
+
+    # Saving and loading.
+
+    @cached_property
+    def state(self) -> DeviceState:
+        """What saves and loads it; made when it is first needed, after which no region may be placed any more.
+
+        Raises:
+            DefinitionError: a region behind a BAR cannot be saved.
+        """
+        from vfio_user.server.saved_state import DeviceState
+
+        return DeviceState(self)
+
+    def save_state(self) -> bytes:
+        """Everything the device holds: registers, memory, pending interrupts, ``saved_attributes``.
+
+        Raises:
+            DefinitionError: an attribute has a value, or a BAR a region, that cannot be saved.
+        """
+        return b"".join(self.state.writer().finish())
+
+    def load_state(self, state: bytes | bytearray) -> None:
+        """Puts a saved state back, drops work put off before, and calls ``on_loaded``. Eventfds and mappings stay.
+
+        Raises:
+            InvalidAccess: it is no state of such a device. Nothing was changed.
+        """
+        self.check_state(state)()
+
+    def check_state(self, state: bytes | bytearray) -> Callable[[], None]:
+        """The first half of ``load_state``; returns the second."""
+        put_back = self.state.check(state)
+
+        def load() -> None:
+            self.deferred.forget()
+            put_back()
+            self._update_gates()
+            self.on_loaded()
+
+        return load
 
     # What configuration space sets off.
 

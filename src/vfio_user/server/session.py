@@ -130,8 +130,11 @@ class Session:
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._warnings = 0
         self._closed = False
+        #: Register accesses are refused now, as the device's state is being saved.
+        self.is_restricted = False
         #: Carries out what was received: until a version is agreed on, and with an observer, all of it ordinarily.
         self._consume: Callable[[int], bool] = self.consume_ordinarily
+        self._consume_otherwise: Callable[[int], bool] = self.consume_ordinarily
 
     @property
     def thread_id(self) -> int | None:
@@ -315,6 +318,12 @@ class Session:
             regions = [self.device.region(index) for index in range(self.device.num_regions)]
             self._consume = message_path(self, self._frames, self._channel, regions)
 
+    def restrict(self, restricted: bool) -> None:
+        """Says whether register accesses are refused from now on: then all messages go the ordinary way, to be told."""
+        if restricted != self.is_restricted:
+            self.is_restricted = restricted
+            self._consume, self._consume_otherwise = self._consume_otherwise, self._consume
+
     def _execute(self, header: Header, payload: bytes, fds: list[int]) -> Reply:
         """Checks what any command must be, and has it carried out."""
         if not header.is_command:
@@ -329,6 +338,8 @@ class Session:
             raise RemoteProtocolError(f"{command_name(header.command)} is no command this server carries out")
         if not payload and header.command not in (Command.DEVICE_RESET, Command.VERSION):
             raise RemoteProtocolError(f"{command_name(header.command)} came without its payload")
+        if self.device.migration is not None:
+            self.device.migration.check_command(header.command)
         return command(self, payload, fds)
 
     def failure(self, header: Header, exc: Exception, payload: bytes | bytearray) -> bytes | None:
