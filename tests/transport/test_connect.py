@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.fds import close_all, memory_file, no_leaks
+from tests.support.network import needs_ipv6
 from vfio_user.errors import AddressError, ConnectError
 from vfio_user.transport.address import Address, FdAddress, TcpAddress, UnixAddress, VsockAddress
 from vfio_user.transport.connect import connect
 from vfio_user.transport.listener import listen
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp", "ipv6"])
+@pytest.mark.parametrize("kind", ["unix", "tcp", pytest.param("ipv6", marks=needs_ipv6)])
 def test_what_listen_listens_on(tmp_path: Path, kind: str) -> None:
     addresses: dict[str, Address] = {
         "unix": UnixAddress(tmp_path / "s"),
@@ -45,7 +46,6 @@ def test_what_listen_listens_on(tmp_path: Path, kind: str) -> None:
         ("tcp:0", "cannot connect to tcp:127.0.0.1:0: port 0 is for listening on any; name the server's port"),
         ("vsock:2:0", "cannot connect to vsock:2:0: port 0 is for listening on any"),
         ("vsock:5000", r"cannot connect to vsock:5000: it names no machine. Write vsock:CID:5000; CID 2 is the host"),
-        ("tcp:no-such-host.invalid:1", "cannot connect to tcp:no-such-host.invalid:1: .*. Is a server running there?"),
         ("systemd:", "systemd passed no sockets"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from vfio_user.errors import ConnectError
 from vfio_user.transport.address import Address, TcpAddress, VsockAddress
@@ -60,10 +61,19 @@ class PortListener:
 
 
 def _bound_tcp(address: TcpAddress) -> socket.socket:
-    """A socket bound to the first of the host's addresses."""
-    (family, _, _, _, where), *_ = socket.getaddrinfo(
+    """A socket bound to the first of the host's addresses this machine has."""
+    failure = OSError("the name stands for no address")
+    for family, _, _, _, where in socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    ):
+        try:
+            return _bound_to(family, where)
+        except OSError as exc:  # localhost may be ::1 first, where there is no IPv6
+            failure = exc
+    raise failure
+
+
+def _bound_to(family: int, where: tuple[Any, ...]) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         # A port a server has just left is not taken; the kernel would keep it for a minute.
