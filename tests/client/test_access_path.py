@@ -265,6 +265,25 @@ def test_any_chunking(chunk: int, values: list[int]) -> None:
     theirs.close()
 
 
+def test_the_other_end_may_ask_for_memory_in_the_midst_of_an_access() -> None:
+    ours, theirs = memory_pair()
+    theirs.send(message(0, Command.VERSION, b"\0\0\0\0"))
+    asked = 0
+
+    def pump(_timeout: float) -> float:
+        nonlocal asked
+        asked += 1
+        theirs.send(access_reply(asked, 0, 0, b"abcd") + message(9, Command.DMA_READ, bytes(16), flags=0))
+        assert connection.serve()
+        return 0.001
+
+    with Connection(ours, pump=pump) as connection:
+        assert connection.read(0, 0, 4) == int.from_bytes(b"abcd", "little")
+        connection.post(0, 0, 4, 0)
+        assert (connection.statistics.refused, connection.statistics.dropped_replies) == (2, 1)
+    theirs.close()
+
+
 def test_words() -> None:
     assert region_name(RegionIndex.ROM) == "ROM"
     assert region_name(77) == "region 77"

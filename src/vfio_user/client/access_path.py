@@ -4,7 +4,8 @@
 is to come, nothing waits to be sent, no message is half received - an access is one ``pack``, one ``send``, one
 ``recvmsg_into`` and one ``unpack_from``, and no object is made for it. Everything else that can happen (another
 message comes first, the reply comes in pieces or late, the server refuses, its socket is full) is handed to the
-connection, which knows every case; the plain reply is checked here as strictly as there.
+connection, which knows every case; the plain reply is checked here as strictly as there. With the other end on the
+same thread, everything goes that ordinary way.
 
 They are closures, as everything they need is fixed for the life of a connection.
 """
@@ -97,8 +98,6 @@ def access_path(
         except (struct.error, KeyError):
             raise _impossible(region, offset, size) from None
         if transmit(message) == _ACCESS_SIZE:
-            if pump is not None:
-                pump(0.0)
             try:
                 count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, RECEIVE_FLAGS)
             except OSError:
@@ -129,8 +128,6 @@ def access_path(
         except (struct.error, KeyError):
             raise _impossible(region, offset, size, value) from None
         if transmit(message) == _ACCESS_SIZE + size:
-            if pump is not None:
-                pump(0.0)
             try:
                 count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, RECEIVE_FLAGS)
             except OSError:
@@ -205,11 +202,14 @@ def access_path(
         expected = connection.expect(message_id, command, what, max_payload)
         if came is not None:
             connection.received(*came)
-        elif pump is None and not outbox:
+        elif not outbox:
             # The receive call has waited all the time there was.
             connection.wait_for(expected, passed=connection.timeout)
         return expected.result().payload
 
+    if pump is not None:
+        # The other end may ask for memory while it carries the access out: its reply must be waited for from the start.
+        return AccessPath(read_ordinarily, write_ordinarily, post)
     return AccessPath(read, write, post)
 
 
