@@ -21,7 +21,7 @@ from vfio_user.protocol.constants import Command, IrqIndex, RegionIndex
 from vfio_user.protocol.feature import Feature, FeatureFlags, bitmap_size
 from vfio_user.protocol.migration import ARCS, MigDataRead, MigDataReadReply, MigDataWrite, MigrationState, next_state
 from vfio_user.protocol.region import ACCESS
-from vfio_user.regions import CallbackRegion
+from vfio_user.regions import CallbackRegion, Doorbell
 from vfio_user.server.device import Device
 from vfio_user.server.migration import ALLOWED_COMMANDS
 from vfio_user.server.pci_device import PciDevice
@@ -365,6 +365,21 @@ def test_work_interrupts_and_dma_wait(client: RawClient, card: Card) -> None:
         assert os.eventfd_read(fd) == 2
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("start", [RUNNING, PRE_COPY])
+def test_what_was_rung_before_is_answered(client: RawClient, card: Card, start: MigrationState) -> None:
+    rings: list[str] = []
+    go_to(client, start)
+    (fd,) = card.ioeventfds.eventfds(0, [Doorbell(0, 4, None, lambda: rings.append("rung"))])
+    os.eventfd_write(fd, 1)
+    card.migration.go_to(STOP_COPY)  # type: ignore[union-attr]  # before the loop has had a look
+    assert rings == ["rung"]
+    os.eventfd_write(fd, 1)
+    card.loop.run_once()
+    assert rings == ["rung"]
+    go_to(client, RUNNING)
+    assert rings == ["rung", "rung"]
 
 
 def test_a_device_runs_while_it_rehearses(client: RawClient, card: Card) -> None:

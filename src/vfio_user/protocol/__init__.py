@@ -19,8 +19,9 @@ the stream into messages and keeps descriptors with theirs. One module holds the
     interrupts DEVICE_GET_IRQ_INFO, DEVICE_SET_IRQS              client    irq
     memory     DMA_MAP, DMA_UNMAP                                client    dma
                DMA_READ, DMA_WRITE                               server    dma
-    the rest   DIRTY_PAGES, DEVICE_FEATURE,                      client    (to come)
-               MIG_DATA_READ, MIG_DATA_WRITE
+    migration  DEVICE_FEATURE                                    client    feature
+               MIG_DATA_READ, MIG_DATA_WRITE                     client    migration
+               DIRTY_PAGES (of 0.9.1)                            client    dirty_pages
 
 What is allowed when:
 

@@ -7,6 +7,9 @@
 ``session``         one client's connection, and ``Observer``, which is shown its messages
 ``message_path``    register accesses at the speed of the socket
 ``commands``        one function a command
+``migration``       what a client makes of a device by setting its state
+``saved_state``     a device's state as bytes
+``deferred``        work put off, kept back while a device is stopped
 ``loop``            descriptors, timers, deferred calls: one thread's work
 ``watchdog``        names device code that runs too long
 ==================  ======================================================================

@@ -37,7 +37,7 @@ class Doorbells:
     def __init__(self, watch: Callable[[int, Callable[[], None]], Watch]) -> None:
         self._watch = watch
         #: By what tells a doorbell from another, so that asking again and again opens nothing.
-        self._open: dict[tuple[int, int, int, int | None], tuple[int, Watch]] = {}
+        self._open: dict[tuple[int, int, int, int | None], tuple[int, Watch, Callable[[], None]]] = {}
 
     def eventfds(self, region: int, doorbells: Iterable[Doorbell]) -> tuple[int, ...]:
         """An eventfd for each doorbell of a region, watched from here on; the same as before where it had one.
@@ -52,22 +52,32 @@ class Doorbells:
             key = region, doorbell.offset, doorbell.size, doorbell.value
             if key not in self._open:
                 fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                answer = partial(_answer, fd, doorbell)
                 try:
-                    self._open[key] = fd, self._watch(fd, partial(_answer, fd, doorbell))
+                    self._open[key] = fd, self._watch(fd, answer), answer
                 except BaseException:
                     os.close(fd)
                     raise
             fds.append(self._open[key][0])
         return tuple(fds)
 
+    def answer(self) -> None:
+        """Answers now what was rung: the device is about to be stopped, and a ring in an eventfd does not move with it.
+
+        Raises:
+            Exception: what a doorbell raised.
+        """
+        for _, _, answer in self._open.values():
+            answer()
+
     def drain(self) -> None:
         """Forgets what was rung and not answered yet: the device was reset."""
-        for fd, _ in self._open.values():
+        for fd, _, _ in self._open.values():
             _take(fd)
 
     def clear(self) -> None:
         """Closes all of them: the client is gone."""
-        for fd, watch in self._open.values():
+        for fd, watch, _ in self._open.values():
             watch.close()
             os.close(fd)
         self._open.clear()

@@ -108,7 +108,7 @@ class Migration:
         self._received = bytearray()
         # Every step in ARCS has its entry; the value does what the step takes.
         self._steps: Mapping[tuple[MigrationState, MigrationState], Callable[[], None]] = {
-            (_RUNNING, _STOP): device.hold,
+            (_RUNNING, _STOP): self._stop,
             (_STOP, _RUNNING): device.release,
             (_STOP, _STOP_COPY): self._begin_saving,
             (_STOP_COPY, _STOP): self._end_saving,
@@ -195,6 +195,10 @@ class Migration:
 
     # The steps.
 
+    def _stop(self) -> None:
+        self._device.ioeventfds.answer()
+        self._device.hold()
+
     def _begin_saving(self) -> None:
         self._writer = self._device.state.writer()
         self._reading = _Reading(self._writer.finish())
@@ -204,7 +208,7 @@ class Migration:
         self._reading = _Reading(self._writer.rehearse())
 
     def _end_rehearsal(self) -> None:
-        self._device.hold()
+        self._stop()
         assert self._reading is not None
         assert self._writer is not None
         self._reading.go_on_with(self._writer.finish())
