@@ -745,3 +745,51 @@ def test_memory_only_messages_reach_is_the_clients_to_log() -> None:
     with logged() as (_, client):
         start_log(client)
         assert report(client, 0x80_0000, PAGE) == set()
+
+
+# Unmapping, and learning at the same time what was written there.
+
+
+def unmap(client: RawClient, iova: int, length: int, page_size: int, size: int, argsz: int) -> int | set[int]:
+    request = struct.pack("<IIQQ", argsz, 1, iova, length) + struct.pack("<QQ", page_size, size)
+    reply = client.request(Command.DMA_UNMAP, request)
+    if reply.error:
+        return reply.error
+    assert reply.payload[:40] == request
+    assert len(reply.payload) == 40 + size
+    bitmap = int.from_bytes(reply.payload[40:], "little")
+    return {page for page in range(size * 8) if bitmap >> page & 1}
+
+
+def test_unmap_reports_what_was_written() -> None:
+    with logged() as (card, client):
+        start_log(client)
+        card.dma.write(0x10000 + 5 * PAGE, bytes(PAGE + 1))
+        assert unmap(client, 0x10000, 64 * PAGE, PAGE, 8, 48) == {5, 6}
+        assert card.dma.lookup(0x10000) is None
+
+
+@pytest.mark.parametrize(
+    ("length", "page_size", "size", "argsz"),
+    [
+        pytest.param(64 * PAGE, PAGE, 8, 47, id="no room"),
+        pytest.param(64 * PAGE, PAGE, 16, 64, id="a bitmap too long"),
+        pytest.param(64 * PAGE, PAGE, 0, 64, id="a bitmap too short"),
+        pytest.param(64 * PAGE, 0, 8, 64, id="page size 0"),
+        pytest.param(64 * PAGE, 3000, 16, 64, id="page size no power of two"),
+        pytest.param(64 * PAGE, PAGE, (1 << 64) - 1, 1 << 20, id="a bitmap beyond all bounds"),
+    ],
+)
+def test_unmap_with_a_bitmap_refused(length: int, page_size: int, size: int, argsz: int) -> None:
+    with logged() as (card, client):
+        start_log(client)
+        assert unmap(client, 0x10000, length, page_size, size, argsz) == errno.EINVAL
+        assert card.dma.lookup(0x10000) is not None
+
+
+def test_unmap_with_a_bitmap_nobody_keeps() -> None:
+    with logged() as (card, client):
+        assert unmap(client, 0x10000, 64 * PAGE, PAGE, 8, 48) == errno.EINVAL
+        assert card.dma.lookup(0x10000) is not None
+        request = struct.pack("<IIQQ", 48, 1, 0x10000, 64 * PAGE)
+        assert client.request(Command.DMA_UNMAP, request + bytes(15)).error == errno.EINVAL

@@ -63,7 +63,7 @@ class BitmapHeader:
         Raises:
             RemoteProtocolError: ``argsz`` is under what the request, this and the bitmap need.
         """
-        check_argsz(request.argsz, len(request.encode()) + _BITMAP.size + self.size, "DMA_UNMAP with a dirty bitmap")
+        check_argsz(request.argsz, DmaUnmap.SIZE + _BITMAP.size + self.size, "DMA_UNMAP with a dirty bitmap")
 
 
 @dataclass(frozen=True, slots=True)

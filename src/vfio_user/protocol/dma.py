@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass
+from typing import ClassVar
 
 from vfio_user.errors import RemoteProtocolError
 from vfio_user.protocol.constants import DmaMapFlags, DmaUnmapFlags
@@ -74,6 +75,9 @@ class DmaUnmap:
     iova: int
     size: int
     argsz: int = _UNMAP.size
+
+    #: Bytes of a request; behind it may stand which bitmap is wanted.
+    SIZE: ClassVar[int] = _UNMAP.size
 
     @classmethod
     def decode(cls, payload: Bytes) -> DmaUnmap:

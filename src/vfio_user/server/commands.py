@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_user.errors import DeviceError, InvalidAccess, RemoteProtocolError, VersionError
-from vfio_user.protocol.constants import MAX_FDS_PER_MESSAGE, Command, IoEventFdFlags, RegionFlags
+from vfio_user.protocol.constants import MAX_FDS_PER_MESSAGE, Command, DmaUnmapFlags, IoEventFdFlags, RegionFlags
 from vfio_user.protocol.device import DeviceInfoRequest
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
 from vfio_user.protocol.header import Header, reply_header
@@ -86,8 +86,26 @@ def _dma_map(session: Session, payload: bytes, fds: list[int]) -> Reply:
 def _dma_unmap(session: Session, payload: bytes, _fds: list[int]) -> Reply:
     # SPDK sends its descriptor along with an unmap, too; the session closes it.
     request = DmaUnmap.decode(payload)
+    if request.flags == DmaUnmapFlags.GET_DIRTY_BITMAP:
+        return _dma_unmap_with_bitmap(session, request, payload)
     session.device.dma.unmap(request.iova, request.size, request.flags)
     return Reply(request.encode())
+
+
+def _dma_unmap_with_bitmap(session: Session, request: DmaUnmap, payload: bytes) -> Reply:
+    # Imported by those alone that need it: a server listens sooner without.
+    from vfio_user.protocol.dirty_pages import BitmapHeader
+    from vfio_user.protocol.feature import bitmap_size
+
+    wanted = BitmapHeader.decode(payload[DmaUnmap.SIZE :])
+    wanted.check_room(request)
+    if wanted.page_size and wanted.size != bitmap_size(request.size, wanted.page_size):
+        raise RemoteProtocolError(
+            f"DMA_UNMAP asks for {wanted.size} bytes of bitmap; {request.size:#x} bytes in pages of {wanted.page_size} "
+            f"have {bitmap_size(request.size, wanted.page_size)}"
+        )
+    bitmap = session.device.dma.unmap(request.iova, request.size, request.flags, page_size=wanted.page_size)
+    return Reply(request.encode() + wanted.encode() + bitmap)
 
 
 def _get_info(session: Session, payload: bytes, _fds: list[int]) -> Reply:
