@@ -34,6 +34,10 @@ class Client:
     def read(self, iova: int, length: int) -> bytes:
         return bytes(self.memory[iova : iova + length])
 
+    @property
+    def is_ready(self) -> bool:
+        return True
+
     def write(self, iova: int, data: memoryview) -> None:
         self.writes.append((iova, bytes(data)))
         self.memory[iova : iova + len(data)] = data

@@ -48,6 +48,10 @@ class EchoMessages:
     def read(self, iova: int, length: int) -> bytes:
         return bytes(self.memory[iova : iova + length])
 
+    @property
+    def is_ready(self) -> bool:
+        return True
+
     def write(self, iova: int, data: memoryview) -> None:
         self.memory[iova : iova + len(data)] = data
 

@@ -133,6 +133,23 @@ class Dma(DmaTable):
         _gather(pieces, iova, memoryview(data))
         return bytes(data)
 
+    def is_immediate(self, iova: int, length: int, *, write: bool = False) -> bool:
+        """Whether ``read`` (or ``write``) of that range would be carried out if it were called now.
+
+        False where it would be refused: the range is not mapped that way, the device is no bus master, or part of it is
+        reached by messages and the client waits for the reply to what is being handled. A device that is to work with
+        memory the client does not share asks here, or always puts its transfers off (``call_soon``).
+        """
+        try:
+            pieces = self._check(iova, length, write=write)
+        except DeviceError:
+            return False
+        messenger = self._messenger.dma
+        return all(
+            mapping.mode is not AccessMode.MESSAGE or (messenger is not None and messenger.is_ready)
+            for mapping, _, _ in pieces
+        )
+
     def read_into(self, iova: int, buffer: bytearray | memoryview) -> None:
         """Fills a writable buffer from ``iova`` on, without a copy in between.
 
@@ -403,14 +420,19 @@ class Dma(DmaTable):
 
 def _gather(pieces: list[_Piece], iova: int, target: memoryview) -> None:
     """Copies the parts of a range that begins at ``iova`` into ``target``."""
-    for mapping, start, stop in pieces:
+    for mapping, start, stop in _messages_last(pieces):
         mapping.read_into(start, target[start - iova : stop - iova])
 
 
 def _scatter(pieces: list[_Piece], iova: int, source: memoryview) -> None:
     """Copies ``source`` into the parts of a range that begins at ``iova``."""
-    for mapping, start, stop in pieces:
+    for mapping, start, stop in _messages_last(pieces):
         mapping.write(start, source[start - iova : stop - iova])
+
+
+def _messages_last(pieces: list[_Piece]) -> list[_Piece]:
+    """Puts what needs the client to the end: while it answers, it may unmap the rest."""
+    return pieces if len(pieces) == 1 else sorted(pieces, key=lambda piece: piece[0].mode is AccessMode.MESSAGE)
 
 
 def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:

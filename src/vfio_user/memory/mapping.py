@@ -40,6 +40,10 @@ class MessageDma(Protocol):
     It cuts long transfers to what the client takes, and raises DeviceError when the client refuses.
     """
 
+    @property
+    def is_ready(self) -> bool:
+        """A transfer made now would be carried out now; where it would wait for ever, it is refused instead."""
+
     def read(self, iova: int, length: int, /) -> bytes:
         """Reads exactly ``length`` bytes."""
 
