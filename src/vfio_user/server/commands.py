@@ -70,9 +70,8 @@ def _version(session: Session, payload: bytes, fds: list[int]) -> Reply:
         raise VersionError(f"VERSION came with {len(fds)} file descriptors; it carries none")
     request = VersionMessage.decode(payload)
     reply, agreement = answer(request, session.offer)
-    session.agreed(agreement)
     session.ignores_errors = _KnownClient(request.minor, request.capabilities or {}) == _RUST_CLIENT
-    return Reply(reply.encode())
+    return Reply(reply.encode(), session.agreed(agreement))
 
 
 def _dma_map(session: Session, payload: bytes, fds: list[int]) -> Reply:
@@ -194,28 +193,27 @@ def _region_write(session: Session, payload: bytes, _fds: list[int]) -> Reply:
 
 
 def _region_write_multi(session: Session, payload: bytes, _fds: list[int]) -> Reply:
-    writes = RegionWriteMulti.decode(payload).writes
-    for done, write in enumerate(writes):
-        try:
+    # A device that waits for DMA in one of the writes takes those after it out of the iterator, to be done in order.
+    session.client_memory.posted_rest = writes = iter(RegionWriteMulti.decode(payload).writes)
+    done = 0
+    try:
+        for write in writes:
             if write.count > MAX_MULTI_WRITE_SIZE:
                 raise RemoteProtocolError(f"REGION_WRITE_MULTI: a write of {write.count} bytes; each has 8 at most")
             access = RegionAccess(write.offset, write.region, write.count)
             _write(_accessed(session, access, "write"), access, write.field[: write.count])
-        except (RemoteProtocolError, DeviceError):
-            # Those before stay done. The client learns how many, unless there is none to tell of.
-            if not done:
-                raise
-            return Reply(WriteMultiReply(done).encode())
-    return Reply(WriteMultiReply(len(writes)).encode())
+            done += 1
+    except (RemoteProtocolError, DeviceError):
+        # Those before stay done. The client learns how many, unless there is none to tell of.
+        if not done:
+            raise
+    finally:
+        session.client_memory.posted_rest = None
+    return Reply(WriteMultiReply(done).encode())
 
 
 def _migration(session: Session) -> Migration:
-    migration = session.device.migration
-    if migration is None:
-        raise InvalidAccess(
-            f"a {type(session.device).__name__} cannot be migrated: its class says nothing else with migratable = True"
-        )
-    return migration
+    return session.device.migration or session.device.prepare_migration()
 
 
 def _device_feature(session: Session, payload: bytes, _fds: list[int]) -> Reply:

@@ -16,7 +16,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["EventLoop", "Timer", "Watch"]
@@ -25,10 +25,18 @@ log = logging.getLogger("vfio_user.server")
 
 
 class Watch:
-    """A watched descriptor; ``close`` ends the watch and leaves the descriptor open."""
+    """A watched descriptor; ``close`` ends the watch and leaves the descriptor open.
 
-    def __init__(self, loop: EventLoop, fd: int, callback: Callable[[], None]) -> None:
+    Attributes:
+        fd: what is watched.
+        events: what is waited for, as poll and epoll have it.
+        for_clients: see ``EventLoop.watch``.
+    """
+
+    def __init__(self, loop: EventLoop, fd: int, callback: Callable[[], None], *, for_clients: bool = False) -> None:
         self.fd = fd
+        self.for_clients = for_clients
+        self.events = int(select.EPOLLIN)
         self._loop = loop
         self._callback = callback
         self._closed = False
@@ -36,8 +44,8 @@ class Watch:
     def set_events(self, *, readable: bool = True, writable: bool = False) -> None:
         """Says what to wait for. Session thread."""
         if not self._closed:
-            events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
-            self._loop._epoll.modify(self.fd, events)
+            self.events = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
+            self._loop._epoll.modify(self.fd, self.events)
 
     def close(self) -> None:
         """Ends the watch. Call it before the descriptor is closed. Idempotent; session thread."""
@@ -120,10 +128,15 @@ class EventLoop:
             self.call_soon(self._add_timer, timer)
         return timer
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> Watch:
+    def watch(self, fd: int, callback: Callable[[], None], *, for_clients: bool = False) -> Watch:
         """Calls ``callback()`` on the loop's thread whenever ``fd`` is readable, until the watch is closed.
 
         The callback must read what is there, or it is called again at once. Any thread.
+
+        Args:
+            fd: what is watched; it stays the caller's.
+            callback: what is called.
+            for_clients: a server's descriptor, to be served even while another callback waits: see ``serve_once``.
 
         Raises:
             ValueError: ``fd`` is watched already.
@@ -131,7 +144,7 @@ class EventLoop:
         """
         if fd in self._watches:
             raise ValueError(f"descriptor {fd} is watched already: close that watch first")
-        watch = Watch(self, fd, callback)
+        watch = Watch(self, fd, callback, for_clients=for_clients)
         self._epoll.register(fd, select.EPOLLIN)
         self._watches[fd] = watch
         self._update_simple()
@@ -199,11 +212,44 @@ class EventLoop:
             self._call(self._ready.popleft())
         self._update_simple()
 
+    def serve_once(self, timeout: float, own: Mapping[int, int]) -> set[int]:
+        """For a callback that has to wait for its client: waits, and does what servers have to do; once.
+
+        What devices have put off, or watch, has to wait until the callback returns.
+
+        Args:
+            timeout: seconds to wait at most.
+            own: descriptors the caller looks after itself: what to wait for, as ``select.poll`` has it, by number.
+
+        Returns:
+            The caller's descriptors that are ready.
+        """
+        poll = select.poll()
+        for watch in self._watches.values():
+            if watch.for_clients and watch.events:
+                poll.register(watch.fd, watch.events)
+        for fd, events in own.items():
+            poll.register(fd, events)
+        poll.register(self._wake_fd, select.POLLIN)
+        ready = set()
+        for fd, _events in poll.poll(timeout * 1000):
+            if fd in own:
+                ready.add(fd)
+            elif fd == self._wake_fd:
+                # Whatever it announced is found by who runs the loop, once the callback has returned.
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+            else:
+                found = self._watches.get(fd)
+                if found is not None:
+                    self._call(found._callback)
+        return ready
+
     def adopt(self, other: EventLoop) -> None:
         """Takes over everything another loop, which does not run, was to do; that one is closed."""
         for watch in list(other._watches.values()):
             watch._loop = self
-            self._epoll.register(watch.fd, select.EPOLLIN)
+            self._epoll.register(watch.fd, watch.events)
             self._watches[watch.fd] = watch
         self._ready.extend(other._ready)
         for _, _, timer in other._timers:

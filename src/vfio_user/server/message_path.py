@@ -13,7 +13,8 @@ where every refusal gets its errno. The plain form is checked as strictly; it ju
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import ConnectionClosedError
@@ -74,10 +75,33 @@ def message_path(
     iter_unpack_write4 = INTEGER_ACCESS_MESSAGE[4].iter_unpack
     pack_by_size = _by_size("pack")
     unpack_by_size = _by_size("unpack_from")
+    memory = session.client_memory
     failure = session.failure
     consume_one = session.consume_one
 
+    #: Where the posted write that is being carried out ends, if it is none of a run; -1 when there is none.
+    posted_at = -1
+    #: What is left of the run of posted writes that is being carried out, and where it ends.
+    posted_run: Iterator[Any] | None = None
+    posted_run_end = 0
+
+    def is_posted() -> bool:
+        return posted_at >= 0 or posted_run is not None
+
+    def take_posted() -> int:
+        nonlocal posted_at, posted_run
+        run = posted_run
+        if run is None:
+            at, posted_at = posted_at, -1
+        else:
+            at, posted_run = posted_run_end - operator.length_hint(run) * _WRITE4_SIZE, None
+            deque(run, maxlen=0)  # nothing is left for who goes through it, when the device returns
+        return at
+
+    memory.is_posted, memory.take_posted = is_posted, take_posted
+
     def consume(count: int) -> bool:
+        nonlocal posted_at
         at, end = frames.start, frames.end + count
         frames.end = end
         if end != count and frames.has_fds:
@@ -125,20 +149,35 @@ def message_path(
                             break
                         value = unpack_write(buffer, at)[8]
                     at += size
+                    if flags:
+                        # The device may wait for DMA in there; then what comes after this message is taken from here.
+                        posted_at = at
+                        try:
+                            write(offset, count, value)
+                        except Exception as exc:
+                            failure(Header(message_id, command, size, flags, 0), exc, b"")
+                        if posted_at == at:
+                            posted_at = -1
+                            if at == end:
+                                frames.start = frames.end = 0
+                                return True
+                            if end - at <= 2 * _WRITE4_SIZE:
+                                continue
+                            at = consume_posted_run(at, end)
+                            if at >= 0:
+                                continue
+                        memory.client_waits = True
+                        if not memory.carry_out_held() or session.wants_to_write:
+                            return False
+                        at, end = frames.start, frames.end
+                        if not end:
+                            return True
+                        continue
                     try:
                         write(offset, count, value)
-                        reply = (
-                            None if flags else pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, index, count)
-                        )
+                        reply = pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, index, count)
                     except Exception as exc:
                         reply = failed(exc, at, message_id, command, size, flags)
-                    if reply is None:
-                        if at == end:
-                            frames.start = frames.end = 0
-                            return True
-                        if end - at > 2 * _WRITE4_SIZE:
-                            at = consume_posted_run(at, end)
-                        continue
                 else:
                     break
                 try:
@@ -159,20 +198,27 @@ def message_path(
             if not consume_one():
                 frames.compact()
                 return not frames.end and not session.wants_to_write
-            if session.wants_to_write:
+            if session.wants_to_write or memory.held:
                 return False
             if session.is_restricted:
                 return session.consume_ordinarily(0)
-            at = frames.start
+            at, end = frames.start, frames.end
 
     def failed(exc: Exception, end: int, message_id: int, command: int, size: int, flags: int) -> bytes | None:
         return failure(Header(message_id, command, size, flags, 0), exc, bytes(whole[end - size + HEADER_SIZE : end]))
 
     def consume_posted_run(at: int, end: int) -> int:
-        """Carries out the posted 4-byte writes that begin at ``at``; returns where the first other message begins."""
+        """Carries out the posted 4-byte writes that begin at ``at``.
+
+        Returns:
+            Where the first other message begins; -1 when the device waited for DMA, and ``frames`` has what is left.
+        """
+        nonlocal posted_run, posted_run_end
         number = (end - at) // _WRITE4_SIZE
-        run = iter_unpack_write4(whole[at : at + number * _WRITE4_SIZE])
+        run_end = at + number * _WRITE4_SIZE
+        run = iter_unpack_write4(whole[at:run_end])
         message_id = 0
+        posted_run, posted_run_end = run, run_end
         try:
             for message_id, command, size, flags, _, offset, index, count, value in run:  # noqa: B007  # for failure()
                 if command != _WRITE or size != _WRITE4_SIZE or flags != _NO_REPLY or count != 4:
@@ -184,10 +230,12 @@ def message_path(
                     break
                 write(offset, 4, value)
             else:
-                return at + number * _WRITE4_SIZE
+                return run_end if posted_run is run else -1
         except Exception as exc:
             failure(Header(message_id, _WRITE, _WRITE4_SIZE, _NO_REPLY, 0), exc, b"")
-            return at + (number - operator.length_hint(run)) * _WRITE4_SIZE
-        return at + (number - operator.length_hint(run) - 1) * _WRITE4_SIZE
+            return run_end - operator.length_hint(run) * _WRITE4_SIZE if posted_run is run else -1
+        finally:
+            posted_run = None
+        return run_end - (operator.length_hint(run) + 1) * _WRITE4_SIZE
 
     return consume

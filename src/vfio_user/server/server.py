@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import signal
 import socket
 import struct
@@ -208,7 +209,7 @@ class Server:
         if self._closed:
             return
         self._closed = True
-        self._end_session("the server is closing")
+        self._end_session("the server is closing", self._session)
         if self._watch is not None:
             self._watch.close()
         self._listener.close()
@@ -250,7 +251,7 @@ class Server:
     def _wait_for_client(self) -> None:
         fd = self._listener.fileno()
         if fd >= 0:
-            self._watch = self.loop.watch(fd, self._accept)
+            self._watch = self.loop.watch(fd, self._accept, for_clients=True)
         elif not self._listener.exhausted:
             self._accept()
 
@@ -274,7 +275,8 @@ class Server:
         peer = describe_peer(channel)
         session = Session(self.device, channel, peer=peer, observer=self._observer, strict=self._strict)
         self._session, self._channel = session, channel
-        self._watch = self.loop.watch(channel.fileno(), self._serve)
+        self._watch = self.loop.watch(channel.fileno(), self._serve, for_clients=True)
+        session.on_pending = self._serve
         watchdog.add(session)
         log.info("%s: %s connected", self.address, peer)
         try:
@@ -289,13 +291,17 @@ class Server:
         if session is None:
             return
         with self._ending(session):
-            held_back = session.wants_to_write
-            if held_back:
-                session.flush()
-            else:
-                session.receive()
-            if session.wants_to_write != held_back and self._watch is not None:
-                self._watch.set_events(readable=held_back, writable=not held_back)
+            session.serve()
+            self._wait_for_what_is_due(session)
+
+    def _wait_for_what_is_due(self, session: Session) -> None:
+        """Waits to write or to read; or for nothing, when all that is left is that the device's code returns."""
+        watch = self._watch
+        if watch is not None and self._session is session:
+            held_back, is_over = session.wants_to_write, session.client_memory.ended is not None
+            events = 0 if is_over else select.EPOLLOUT if held_back else select.EPOLLIN
+            if watch.events != events:
+                watch.set_events(readable=events == select.EPOLLIN, writable=events == select.EPOLLOUT)
 
     def _serve_directly(self, session: Session) -> None:
         """Waits in the receive call itself, as long as there is nothing else to wait for.
@@ -307,8 +313,8 @@ class Server:
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         with self._ending(session):
             session.receive_blocking(self.loop)
-            if session.wants_to_write and self._watch is not None:
-                self._watch.set_events(readable=False, writable=True)
+            if session.wants_to_write:
+                self._wait_for_what_is_due(session)
                 self.loop.run_once(None)
 
     @contextlib.contextmanager
@@ -317,16 +323,16 @@ class Server:
         try:
             yield
         except ConnectionClosedError as exc:
-            self._end_session(str(exc))
+            self._end_session(str(exc), session)
         except Exception as exc:
-            self._end_session("the server failed")
+            self._end_session("the server failed", session)
             if not self._strict:
                 log.exception("%s: the session failed; the client was cut off", session.peer)
             self._fail(exc)
 
-    def _end_session(self, why: str) -> None:
-        session = self._session
-        if session is None:
+    def _end_session(self, why: str, session: Session | None) -> None:
+        # Not the next client's, which may be here when device code of the last returns from a wait for it.
+        if session is None or session is not self._session:
             return
         self._session = self._channel = None
         if self._watch is not None:

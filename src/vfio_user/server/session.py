@@ -34,6 +34,7 @@ from vfio_user.protocol.header import Header, command_name, error_reply, reply_h
 from vfio_user.protocol.region import ACCESS_MESSAGE
 from vfio_user.protocol.version import Agreement, Capabilities
 from vfio_user.server.commands import COMMANDS, Reply, placeholder_reply
+from vfio_user.server.message_dma import ClientMemory
 from vfio_user.server.message_path import message_path
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, carries_fds, send_some
 
@@ -46,7 +47,7 @@ __all__ = ["OFFER", "Observer", "Session", "SessionStatistics"]
 log = logging.getLogger("vfio_user.server")
 
 #: What a server here can take. 16 descriptors a message is QEMU's limit for this number.
-OFFER = Capabilities(max_msg_fds=16, write_multiple=True)
+OFFER = Capabilities(max_msg_fds=16, write_multiple=True, twin_socket=True)
 
 #: Problems of one session that are logged as warnings; the rest are for debugging, as a bad client could fill a disk.
 _MAX_WARNINGS = 20
@@ -95,6 +96,9 @@ class Session:
         strict: exceptions of device code that are not DeviceError end the session and are raised; for tests.
 
     Attributes:
+        client_memory: the client's memory, by messages.
+        on_pending: called when something is to be served though nothing was received: call ``serve``.
+        on_wait: makes the client work that a device waits for, where it lives on this thread; says whether it did.
         offer: what this server can take; no descriptors where the channel carries none.
         agreement: what was negotiated; None until VERSION has been answered.
         statistics: counts.
@@ -128,6 +132,9 @@ class Session:
         self._frames = FrameBuffer(OFFER.max_data_xfer_size + ACCESS_MESSAGE.size)
         self._whole_buffer = [memoryview(self._frames.buffer)]
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self.client_memory = ClientMemory(self, self._frames)
+        self.on_pending: Callable[[], None] | None = None
+        self.on_wait: Callable[[], bool] | None = None
         self._warnings = 0
         self._closed = False
         #: Register accesses are refused now, as the device's state is being saved.
@@ -153,6 +160,41 @@ class Session:
         """Part of a reply waits until the client reads; nothing is taken from it before that."""
         return bool(self._outbox)
 
+    def fileno(self) -> int:
+        """The connection's descriptor; -1 when it has none."""
+        return self._channel.fileno()
+
+    def serve(self) -> bool:
+        """Flushes or receives, whichever is due. While device code waits for DMA, the end of the connection waits, too.
+
+        Returns:
+            Something was there.
+        """
+        memory = self.client_memory
+        if memory.ended is not None:
+            if memory.depth:
+                return False
+            raise memory.ended
+        try:
+            if self._outbox:
+                self.flush()
+                return not self._outbox
+            return self.receive()
+        except ConnectionClosedError as exc:
+            if not memory.depth:
+                raise
+            memory.ended = exc
+            return True
+
+    def resume_soon(self) -> None:
+        """Something was left undone by device code that waited."""
+        if self.on_pending is not None:
+            self.device.loop.call_soon(self.on_pending)
+
+    def let_client_work(self) -> bool:
+        """Makes a client on this thread do something; False when there is none, or it had nothing to do."""
+        return self.on_wait is not None and self.on_wait()
+
     def receive(self) -> bool:
         """Takes what the client has sent, without waiting, and carries it out; see the class for what it raises.
 
@@ -164,6 +206,9 @@ class Session:
         try:
             count, ancdata, flags, _ = self._channel.recvmsg_into(self._room(), ANCILLARY_SIZE, _POLL)
         except BlockingIOError:
+            memory = self.client_memory
+            if not memory.depth:
+                memory.carry_out_held()
             return False
         except OSError as exc:
             raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
@@ -177,6 +222,8 @@ class Session:
         the class for what it raises.
         """
         receive = self._channel.recvmsg_into
+        memory = self.client_memory
+        memory.in_reception = True
         room = self._room()
         whole = self._whole_buffer
         while loop.is_simple and not self._outbox:
@@ -188,10 +235,14 @@ class Session:
                 raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
             if count and not ancdata and not flags & _CTRUNC:
                 self._receptions += 1
+                memory.client_waits = True
                 room = whole if self._consume(count) else self._room()
+                memory.client_waits = False
             else:
                 self._received(count, ancdata, flags)
+                memory.in_reception = True
                 room = self._room()
+        memory.in_reception = False
 
     def flush(self) -> None:
         """Sends what waits, as far as the client reads it, and when all is sent goes on with what had come before."""
@@ -204,13 +255,16 @@ class Session:
                 self._outbox[0] = (view[sent:], ())
             else:
                 self._outbox.popleft()
-        self._consume(0)
+        self._go_on(0)
 
     def close(self) -> None:
         """Closes the connection, and every descriptor that came over it and nobody took. Idempotent."""
         if not self._closed:
             self._closed = True
             self._outbox.clear()
+            self.client_memory.close()
+            if self.device.dma.messenger is self.client_memory:
+                self.device.dma.messenger = None
             self._frames.close()
             self._channel.close()
             if self._observer is not None:
@@ -238,10 +292,26 @@ class Session:
             except FramingError as exc:
                 self._send_away(frames.peek_header(), exc)
             count = 0
-        if fds:
-            self.consume_ordinarily(0)
-        else:
-            self._consume(count)
+        self._go_on(count, ordinarily=bool(fds))
+
+    def _go_on(self, count: int, *, ordinarily: bool = False) -> None:
+        """Carries out what can be, ``count`` more bytes having come; or while device code waits, leaves that to it."""
+        memory = self.client_memory
+        if memory.depth:
+            self._frames.end += count
+            memory.hold()
+            return
+        memory.client_waits = memory.in_reception = True
+        try:
+            if not memory.held or memory.carry_out_held():
+                if ordinarily:
+                    self.consume_ordinarily(count)
+                else:
+                    self._consume(count)
+            else:
+                self._frames.end += count
+        finally:
+            memory.client_waits = memory.in_reception = False
 
     # The ordinary way.
 
@@ -259,33 +329,53 @@ class Session:
         Returns:
             There was a whole one.
         """
+        taken = self.next_message()
+        if taken is None:
+            return False
+        header, payload, fds = taken
+        try:
+            self.carry_out(header, payload, fds)
+        finally:
+            close_fds(fds)
+        memory = self.client_memory
+        if memory.held or memory.ended is not None:
+            memory.carry_out_held()
+        return True
+
+    def next_message(self) -> tuple[Header, bytes, list[int]] | None:
+        """Takes the next message out of the buffer, if it is whole: its header, payload and descriptors.
+
+        Ownership: the descriptors are the caller's.
+        """
         frames = self._frames
         try:
             header = frames.next_message()
         except FramingError as exc:
             self._send_away(frames.peek_header(), exc)
         if header is None:
-            return False
+            return None
         began = frames.start + HEADER_SIZE
         payload = bytes(memoryview(frames.buffer)[began : began - HEADER_SIZE + header.message_size])
         fds = frames.take_fds()
         frames.consume(header.message_size)
-        try:
-            self._carry_out(header, payload, fds)
-        finally:
-            close_fds(fds)
-        return True
+        return header, payload, fds
 
-    def _carry_out(self, header: Header, payload: bytes, fds: list[int]) -> None:
+    def carry_out(self, header: Header, payload: bytes, fds: list[int]) -> None:
+        """Carries out one message, and replies if a reply is wanted.
+
+        Ownership: descriptors left in ``fds`` are the caller's to close.
+        """
         observer = self._observer
         if observer is not None:
             observer.command(header, payload, len(fds))
         started = time.monotonic() if observer is not None else 0.0
         fatal: RemoteProtocolError | None = None
         if header.is_reply:
-            # Nothing was asked, so there is nothing this could answer. Answering it could go on for ever.
-            self._warn("dropped a reply to nothing: %s", header)
+            self.reply_came(header, payload)
             return
+        memory = self.client_memory
+        before = memory.client_waits
+        memory.client_waits = not memory.goes_on(header)
         try:
             reply = self._execute(header, payload, fds)
             message = reply_header(header.message_id, header.command, len(reply.payload)) + reply.payload
@@ -299,24 +389,38 @@ class Session:
             if failure is None:
                 return
             message, reply_fds = failure, ()
+        finally:
+            memory.client_waits = before
         if not header.no_reply or fatal is not None:
             if observer is not None:
                 observer.reply(
                     Header.decode(message), message[HEADER_SIZE:], len(reply_fds), time.monotonic() - started
                 )
-            self._send(message, reply_fds)
+            self.send(message, reply_fds)
         if fatal is not None:
             raise ConnectionClosedError(f"the client was sent away: {fatal}") from fatal
 
-    def agreed(self, agreement: Agreement) -> None:
-        """The version is negotiated: from now on, commands are carried out."""
+    def reply_came(self, header: Header, payload: bytes) -> None:
+        """The client replied to something; to what, its id says."""
+        if not self.client_memory.deliver(header, payload):
+            # There is nothing this could answer, any more or ever. Answering it could go on for ever.
+            self._warn("dropped a reply to nothing: %s", header)
+
+    def agreed(self, agreement: Agreement) -> tuple[int, ...]:
+        """The version is negotiated: from now on, commands are carried out.
+
+        Returns:
+            Descriptors for the reply: the client's end of the twin socket, if that was agreed on.
+        """
         if not self.offer.max_msg_fds:
             # Whatever the client says it takes: nothing can bring it a descriptor.
             agreement = replace(agreement, client=replace(agreement.client, max_msg_fds=0))
         self.agreement = agreement
+        self.device.dma.messenger = self.client_memory
         if self._observer is None:
             regions = [self.device.region(index) for index in range(self.device.num_regions)]
             self._consume = message_path(self, self._frames, self._channel, regions)
+        return self.client_memory.open_twin() if agreement.server.twin_socket else ()
 
     def restrict(self, restricted: bool) -> None:
         """Says whether register accesses are refused from now on: then all messages go the ordinary way, to be told."""
@@ -370,7 +474,7 @@ class Session:
             return placeholder_reply(header, payload) or error_reply(header.message_id, header.command, error)
         return error_reply(header.message_id, header.command, error)
 
-    def _send(self, message: bytes, fds: Sequence[int] = ()) -> None:
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
         """Sends one whole message with one system call, or keeps what the client has no room for."""
         sent = 0 if self._outbox else send_some(self._channel, [message], fds)
         if sent < len(message):
@@ -384,7 +488,7 @@ class Session:
         """Answers a message that cannot be read on from, and ends the session."""
         self.statistics.errors += 1
         if header is not None:
-            self._send(error_reply(header.message_id, header.command, exc.errno_hint))
+            self.send(error_reply(header.message_id, header.command, exc.errno_hint))
         raise ConnectionClosedError(f"the client was sent away: {exc}") from exc
 
     def _warn(self, text: str, *args: object) -> None:
