@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from vfio_user.errors import DefinitionError, InvalidAccess
-from vfio_user.pci.capabilities.resizable_bar import ResizableBar
 from vfio_user.pci.function import PciFunction
 from vfio_user.pci.msix_table import MsiXPendingBits, MsiXTable
 from vfio_user.pci.overlay import OverlayRegion, ReadOnlyMemory, UnclaimedRegion
@@ -142,8 +141,7 @@ class FunctionState:
             for store in stores.values():
                 store()
             for capability in self._function.capabilities.values():
-                if isinstance(capability, ResizableBar):
-                    capability.restored()
+                capability.restored()
             store_header()
 
         return put_back

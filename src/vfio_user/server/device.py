@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vfio_user.errors import StateError
+from vfio_user.errors import InvalidAccess, StateError
 from vfio_user.interrupts import Interrupts
 from vfio_user.memory import Dma
 from vfio_user.pci.registers import ResetKind
@@ -43,7 +43,7 @@ class Device:
         dma: the client's memory.
         ioeventfds: the eventfds of those regions' doorbells; the server's to use.
         migratable: a client can migrate it. What is needed for that, ``PciDevice`` has.
-        migration: the state its migration is in; None if it cannot be migrated. The server's to use.
+        migration: its migration; None until a client asks for one. The server's to use.
         deferred: keeps back work put off while the device is stopped.
 
     A device outlives its clients. It keeps its state when one goes, and only loses what was the client's: mappings and
@@ -151,7 +151,15 @@ class Device:
         watch = self.loop.watch(fd, callback)
         return self.deferred.add(watch) if self.migratable else watch
 
-    # Being stopped, to be migrated.
+    # Being migrated.
+
+    def prepare_migration(self) -> Migration:
+        """Makes ``migration``, a client having asked for it; the server calls this.
+
+        Raises:
+            InvalidAccess: the device cannot be migrated.
+        """
+        raise InvalidAccess(f"a {type(self).__name__} cannot be migrated: migratable is False in its class")
 
     def hold(self) -> None:
         """Stops the device: no deferred work, no interrupts, no DMA until ``release``. The server calls this."""

@@ -26,10 +26,12 @@ from vfio_user.pci.capabilities.power_management import PowerState
 from vfio_user.pci.events import FunctionEvents
 from vfio_user.pci.function import PciAttributes, PciFunction, build_function
 from vfio_user.pci.registers import ResetKind
+from vfio_user.pci.saved_state import FunctionState
 from vfio_user.protocol.constants import DeviceFlags, IrqIndex, RegionIndex
 from vfio_user.server.device import Device
 
 if TYPE_CHECKING:
+    from vfio_user.server.migration import Migration
     from vfio_user.server.saved_state import DeviceState
 
 __all__ = ["PciDevice"]
@@ -96,12 +98,8 @@ class PciDevice(Device, PciAttributes):
             function.msix.pending.source = lambda: self.interrupts.pending(IrqIndex.MSIX)
         self._update_gates()
         if self.migratable:
-            # Imported by those alone that need it: a server listens sooner without.
-            from vfio_user.pci.saved_state import FunctionState
-            from vfio_user.server.migration import Migration
-
-            FunctionState(function)  # what cannot be saved is better found now than in the middle of a migration
-            self.migration = Migration(self)
+            # What cannot be saved is better found now than in the middle of a migration.
+            FunctionState(function)
 
     # What happens to it; override what matters. ``on_reset``, ``on_connect`` and ``on_disconnect`` are inherited.
 
@@ -163,6 +161,15 @@ class PciDevice(Device, PciAttributes):
         self.on_reset(kind)
 
     # Saving and loading.
+
+    def prepare_migration(self) -> Migration:
+        """See ``Device.prepare_migration``."""
+        if not self.migratable:
+            return super().prepare_migration()
+        from vfio_user.server.migration import Migration  # a server listens sooner without it
+
+        self.migration = Migration(self)
+        return self.migration
 
     @cached_property
     def state(self) -> DeviceState:

@@ -165,6 +165,9 @@ class AnyCapability(ConfigRegisters):
             DefinitionError: the declaration cannot be.
         """
 
+    def restored(self) -> None:
+        """Its registers were loaded from a saved state: does what follows from them. The header is loaded later."""
+
     def notify(self, register: str) -> None:
         """Tells the device, once the write is over, that software wrote to ``register``."""
         host = self.host

@@ -105,7 +105,7 @@ class ResizableBar(ExtendedCapability):
         return _SMALLEST << int(self.control[self._indexes.index(index)].size)
 
     def restored(self) -> None:
-        """Makes the BARs decode the sizes that the registers, loaded just now, say; they lose their addresses."""
+        """Makes the BARs decode the sizes the registers say; they lose their addresses."""
         for index in self._indexes:
             self._apply(index, self.current_size(index))
 
