@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +45,13 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield ends
     for end in ends:
         os.close(end)
+
+
+@contextlib.contextmanager
+def eventfd(value: int) -> Iterator[int]:
+    fd = os.eventfd(value)
+    yield fd
+    os.close(fd)
 
 
 # Calls put off.
@@ -444,3 +454,43 @@ def test_fileno_is_readable_when_there_is_something_to_do(loop: EventLoop, pipe:
     outer.run_once(None)
     assert seen == [b"x"]
     outer.close()
+
+
+# What servers have to do while a callback waits for its client.
+
+
+def test_serve_once_serves_clients_and_leaves_the_rest(loop: EventLoop) -> None:
+    seen: list[str] = []
+    with contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(eventfd(1)) for _ in range(3)]
+        loop.watch(fds[0], lambda: seen.append("device"))
+        loop.watch(fds[1], lambda: seen.append("server"), for_clients=True)
+        loop.call_soon(seen.append, "later")
+        assert loop.serve_once(1.0, {fds[2]: select.POLLIN}) == {fds[2]}
+        assert seen == ["server"]
+        # Looked after by the caller, even if it is watched as well.
+        assert loop.serve_once(1.0, {fds[1]: select.POLLIN}) == {fds[1]}
+        assert seen == ["server"]
+        loop.run_once(0)
+        assert sorted(seen) == ["device", "later", "server", "server"]
+
+
+def test_serve_once_waits_no_longer_than_it_may_and_is_woken(loop: EventLoop) -> None:
+    assert loop.serve_once(0.001, {}) == set()
+    loop.stop()
+    started = time.monotonic()
+    loop.serve_once(10.0, {})
+    assert time.monotonic() - started < 5
+    assert loop.is_stopping
+
+
+def test_a_watch_that_waits_for_nothing_is_not_served(loop: EventLoop) -> None:
+    seen: list[str] = []
+    with eventfd(1) as fd:
+        watch = loop.watch(fd, lambda: seen.append("server"), for_clients=True)
+        watch.set_events(readable=False)
+        loop.serve_once(0, {})
+        assert seen == []
+        watch.set_events(readable=False, writable=True)
+        loop.serve_once(0, {})
+        assert seen == ["server"]

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.raw_client import Message, RawClient, access, connect, memory_session, message
+from vfio_user.devices.edu import Edu
 from vfio_user.errors import DeviceError, DmaAccess, StateError
 from vfio_user.protocol.constants import HEADER_SIZE, Command
 from vfio_user.protocol.dma import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply
@@ -29,6 +30,7 @@ from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop
 from vfio_user.server.message_dma import MAX_DEPTH, MAX_TRANSFER, ClientMemory
 from vfio_user.server.server import Server
+from vfio_user.testing.in_process import DeviceUnderTest
 from vfio_user.testing.leaks import leaked_since, open_files
 
 RAM = 0x10_0000
@@ -763,6 +765,23 @@ def test_a_client_on_the_same_thread_that_does_nothing() -> None:
         start(client, READ)
         assert client.receive().header.command == Command.DMA_READ
         assert engine.error().errno == errno.ETIMEDOUT
+
+
+@pytest.mark.parametrize("size", [4096, 100])
+def test_a_device_under_test_without_shared_memory(size: int) -> None:
+    with DeviceUnderTest(Edu(), share_memory=False) as under_test:
+        function = under_test.function
+        function.set_master()
+        buffer = function.dma_alloc(2 * size)
+        contents = os.urandom(size)
+        buffer.view[:size] = contents
+        to_device, to_memory = (buffer.iova, 0x40000, 1), (0x40000, buffer.iova + size, 3)
+        for source, destination, command in (to_device, to_memory):
+            for offset, value in ((0x80, source), (0x88, destination), (0x90, size)):
+                under_test.client.region_write(0, offset, value.to_bytes(8, "little"))
+            under_test.client.region_write(0, 0x98, command.to_bytes(4, "little"))
+            under_test.settle()
+        assert bytes(buffer.view[size:]) == contents
 
 
 # The twin socket.

@@ -130,6 +130,7 @@ class DeviceUnderTest:
         try:
             device.connected()
             connection = Connection(ours, timeout=timeout, pump=self._pump)
+            self._session.on_wait = connection.serve
             self.client = VfioUserClient(connection, share_memory=share_memory)
         except BaseException:
             ours.close()
