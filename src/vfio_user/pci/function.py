@@ -313,7 +313,8 @@ class PciFunction:
         value = int(self.header.bars[index])
         if bar.width == 64:
             value |= int(self.header.bars[index + 1]) << 32
-        return value & bar.mask
+        # Not the mask of the declaration: a BAR that was made smaller has more bits of address.
+        return value & ~(3 if bar.is_io else 15)
 
     def set_interrupt_status(self, asserted: bool) -> None:
         """Shows the level of INTx in the status register, which it does whether INTx is disabled or not."""
