@@ -23,7 +23,7 @@ from vfio_user.devices.edu import Edu
 from vfio_user.errors import DeviceError, DmaAccess, StateError
 from vfio_user.protocol.constants import HEADER_SIZE, Command
 from vfio_user.protocol.dma import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply
-from vfio_user.protocol.header import reply_header
+from vfio_user.protocol.header import Header, reply_header
 from vfio_user.protocol.region import ACCESS, MultiWrite, RegionWriteMulti
 from vfio_user.regions import Region
 from vfio_user.server.device import Device
@@ -109,10 +109,21 @@ def engine() -> Engine:
     return Engine()
 
 
-@pytest.fixture
-def client(engine: Engine, tmp_path: Path) -> Iterator[RawClient]:
+class Silent:
+    """An observer that only makes every message go the ordinary way."""
+
+    def command(self, header: Header, payload: bytes, fds: int) -> None: ...
+
+    def reply(self, header: Header, payload: bytes, fds: int, seconds: float) -> None: ...
+
+    def closed(self) -> None: ...
+
+
+@pytest.fixture(params=[None, Silent()], ids=["message path", "ordinary way"])
+def client(engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RawClient]:
     """A client that has mapped ``RAM`` without a descriptor."""
-    with Server(engine, tmp_path / "socket", strict=True).start(), connected(tmp_path / "socket") as client:
+    server = Server(engine, tmp_path / "socket", strict=True, observer=request.param)
+    with server.start(), connected(tmp_path / "socket") as client:
         yield client
 
 
