@@ -42,7 +42,7 @@ def test_the_steps_run() -> None:
 
 
 def test_the_test_the_reader_writes_passes(folder: Path) -> None:
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "vfio_user.testing.plugin", "test_dice.py"]
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_dice.py"]
     assert "1 passed" in program(*words)
 
 

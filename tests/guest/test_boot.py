@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.guest.support import VmFactory
+from tests.pci.test_dump import everything
 from vfio_user.errors import GuestCommandError, StateError, VmError, VmLaunchError, VmTimeoutError
+from vfio_user.pci import format_lspci
 from vfio_user.vm import GuestKit, VfioUserDevice
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -119,6 +121,40 @@ def test_packages(vm_factory: VmFactory) -> None:
     vm = vm_factory("q35", packages=["pciutils"])
     assert "00:00.0 Host bridge [0600]: Intel Corporation" in vm.guest.run("lspci -nn").stdout
     assert str(vm.guest.run("setpci -s 00:00.0 VENDOR_ID")) == "8086"
+    # And reads from a dump what our configuration space says.
+    vm.guest.write_file("/tmp/dump", format_lspci(everything()))
+    text = vm.guest.run("lspci -vvv -F /tmp/dump").stdout
+    for line in (
+        "Region 0: Memory at 1234000000 (64-bit, prefetchable)",
+        "Region 2: I/O ports at c000",
+        "Region 3: Memory at feb00000 (32-bit, non-prefetchable)",
+        "Power Management version 3",
+        "PME(D0+,D1-,D2-,D3hot+,D3cold-)",
+        "MSI: Enable- Count=1/4 Maskable+ 64bit+",
+        "MSI-X: Enable- Count=33 Masked-",
+        "Vector table: BAR=3 offset=00000000",
+        "Express (v2) Endpoint, MSI 00",
+        "Speed 8GT/s, Width x4",
+        "Vendor Specific Information: Len=08",
+        "Capabilities: [100 v2] Advanced Error Reporting",
+        "UEMsk:	DLP- SDES- TLP- FCP- CmpltTO-",
+        "Device Serial Number 01-23-45-67-89-ab-cd-ef",
+        "ACSCap:	SrcValid- TransBlk- ReqRedir+",
+        "Address Translation Service (ATS)",
+        "Max PASID Width: 10",
+        "Page Request Capacity: 00000040",
+        "Alternative Routing-ID Interpretation (ARI)",
+        "Latency Tolerance Reporting",
+        "PCI-PM_L1.2+ PCI-PM_L1.1+ ASPM_L1.2+ ASPM_L1.1+ L1_PM_Substates+",
+        "PTMClockGranularity: 4ns",
+        "BAR 0: current size: 16MB, supported: 1MB 16MB",
+        "Transaction Processing Hints",
+        "Vendor Specific Information: ID=0042 Rev=0 Len=00c",
+        "Designated Vendor-Specific: Vendor=1e98 ID=0007 Rev=0 Len=12",
+        "Initial VFs: 8, Total VFs: 8, Number of VFs: 0",
+        "Supported Page Size: 00000553, System Page Size: 00000001",
+    ):
+        assert line in text, line
 
 
 def test_missing_socket_is_a_launch_error(vm_factory: VmFactory, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vfio_user.errors import (
     RemoteProtocolError,
     VersionError,
 )
-from vfio_user.protocol.constants import HEADER_SIZE, Command
+from vfio_user.protocol.constants import HEADER_SIZE, Command, RegionIndex
 from vfio_user.protocol.framing import FrameBuffer, close_fds
 from vfio_user.protocol.header import Header, command_name, error_reply, reply_header
 from vfio_user.protocol.region import ACCESS_MESSAGE
@@ -120,7 +120,11 @@ class Session:
     ) -> None:
         self.device = device
         self.peer = peer
-        self.offer = OFFER if carries_fds(channel) else replace(OFFER, max_msg_fds=0, twin_socket=False)
+        # QEMU reads a ROM with one message, and not at all if that is more than it was told a message may carry.
+        largest = max(OFFER.max_data_xfer_size, device.region(RegionIndex.ROM).size)
+        self.offer = replace(OFFER, max_data_xfer_size=largest)
+        if not carries_fds(channel):
+            self.offer = replace(self.offer, max_msg_fds=0, twin_socket=False)
         self.agreement: Agreement | None = None
         self.statistics = SessionStatistics()
         self._receptions = 0
@@ -129,7 +133,7 @@ class Session:
         self._channel = channel
         self._observer = observer
         self._strict = strict
-        self._frames = FrameBuffer(OFFER.max_data_xfer_size + ACCESS_MESSAGE.size)
+        self._frames = FrameBuffer(self.offer.max_data_xfer_size + ACCESS_MESSAGE.size)
         self._whole_buffer = [memoryview(self._frames.buffer)]
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self.client_memory = ClientMemory(self, self._frames)
