@@ -286,6 +286,29 @@ def test_a_step_that_fails_leaves_an_error_until_reset(card: Card) -> None:
         assert card.history == [8]
 
 
+@pytest.mark.parametrize(("start", "goal"), [(STOP, RUNNING), (STOP, PRE_COPY), (RUNNING, PRE_COPY)])
+def test_a_device_that_is_broken_does_nothing(card: Card, start: MigrationState, goal: MigrationState) -> None:
+    with session(card, strict=False) as client:
+        go_to(client, start)
+        card.fail_in = goal
+        assert go_to(client, goal) == errno.EIO
+        client.write(BAR0, 4, 7)
+        assert client.read(BAR0, 8) == 0
+        assert (state_of(client), card.history) == (ERROR, [])
+    # Nor for the next client, until it resets it.
+    with session(card) as client:
+        assert state_of(client) == ERROR
+
+
+def test_a_device_that_holds_what_cannot_be_saved(card: Card) -> None:
+    card.last = object()  # type: ignore[assignment]
+    with session(card, strict=False) as client:
+        go_to(client, STOP_COPY)
+        assert client.request(Command.MIG_DATA_READ, MigDataRead(4096).encode()).error == errno.EIO
+        assert state_of(client) == ERROR
+        assert client.request(Command.MIG_DATA_READ, MigDataRead(4096).encode()).error == errno.EINVAL
+
+
 @pytest.mark.parametrize("state", [RUNNING, RESUMING, PRE_COPY])
 def test_reset_leaves_other_states_alone(client: RawClient, state: MigrationState) -> None:
     go_to(client, state)
@@ -419,6 +442,9 @@ def test_the_next_client_finds_it_running(card: Card, state: MigrationState) -> 
         pytest.param(RESUMING, Command.MIG_DATA_WRITE, bytes(7), id="write, payload under 8"),
         pytest.param(RESUMING, Command.MIG_DATA_WRITE, struct.pack("<II", 15, 8) + bytes(8), id="write, argsz"),
         pytest.param(RESUMING, Command.MIG_DATA_WRITE, struct.pack("<II", 16, 8) + bytes(7), id="write, data missing"),
+        pytest.param(
+            RESUMING, Command.MIG_DATA_WRITE, MigDataWrite(bytes((1 << 20) + 1)).encode(), id="write, too much"
+        ),
         pytest.param(RUNNING, Command.MIG_DATA_WRITE, MigDataWrite(b"x").encode(), id="write, running"),
         pytest.param(PRE_COPY, Command.MIG_DATA_WRITE, MigDataWrite(b"x").encode(), id="write, saving"),
     ],

@@ -188,10 +188,14 @@ class Migration:
         except _NotAState as exc:
             raise InvalidAccess(str(exc)) from exc
         except Exception:
-            self._forget()
-            self._device.hold()
-            self.state = _ERROR
+            self._break()
             raise
+
+    def _break(self) -> None:
+        """Nobody knows any more what state the device is in."""
+        self._forget()
+        self._device.hold()
+        self.state = _ERROR
 
     # The steps.
 
@@ -307,6 +311,7 @@ class Migration:
         Raises:
             RemoteProtocolError: the request is malformed.
             InvalidAccess: nothing is being saved, or more bytes are asked for than the client takes.
+            DefinitionError: the device holds what cannot be saved; its state is ERROR now.
         """
         size = MigDataRead.decode(payload).size
         if self._reading is None:
@@ -316,9 +321,7 @@ class Migration:
         try:
             return MigDataReadReply(self._reading.take(size)).encode()
         except Exception:
-            self._forget()
-            self._device.hold()
-            self.state = _ERROR
+            self._break()
             raise
 
     def write(self, payload: bytes, limit: int) -> None:
