@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from tests.support.raw_client import Message, RawClient, access, connect, memory_session, message
 from vfio_user.devices.edu import Edu
 from vfio_user.errors import DeviceError, DmaAccess, StateError
-from vfio_user.protocol.constants import HEADER_SIZE, Command
-from vfio_user.protocol.dma import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply
+from vfio_user.protocol.constants import HEADER_SIZE, Command, DmaMapFlags
+from vfio_user.protocol.dma import DmaMap, DmaRead, DmaReadReply, DmaWrite, DmaWriteReply
 from vfio_user.protocol.header import Header, reply_header
 from vfio_user.protocol.region import ACCESS, MultiWrite, RegionWriteMulti
 from vfio_user.regions import Region
@@ -376,6 +376,8 @@ def test_a_client_that_does_not_answer(tmp_path: Path, register: int) -> None:
         assert "has not answered within 0.02 seconds" in str(engine.error())
         # Its reply comes after all, and is not taken for that of the next.
         engine.timeout = 10
+        assert isinstance(engine.dma.messenger, ClientMemory)
+        assert list(engine.dma.messenger._abandoned) == [late.header.message_id]
         engine.done.clear()
         start(client, register)
         command = asked(client, Command.DMA_READ, RAM, 16)
@@ -554,6 +556,68 @@ def test_a_multiple_write_goes_on_behind_the_wait(client: RawClient, engine: Eng
         ("read", RAM, 16),
         *(("put", PLAIN, n) for n in range(3, 7)),
     ]
+
+
+def test_a_multiple_write_that_was_held_keeps_its_place(client: RawClient, engine: Engine) -> None:
+    start(client, READ)
+    command = asked(client, Command.DMA_READ, RAM, 16)
+    writes = MultiWrite(READ, 0, 4, (RAM + 1).to_bytes(8, "little")), MultiWrite(PLAIN, 0, 4, bytes(8))
+    client.command(Command.REGION_WRITE_MULTI, RegionWriteMulti(writes).encode(), no_reply=True)
+    client.write(0, PLAIN, 1, posted=True)
+    client.command(Command.REGION_READ, ACCESS.pack(PLAIN, 0, 4))
+    inner = asked(client, Command.DMA_READ, RAM + 1, 16)
+    assert client.receive().header.is_reply
+    give(client, inner, bytes(16))
+    give(client, command, bytes(16))
+    assert engine.finished.acquire(timeout=10)
+    assert settle(client, engine) == [
+        ("put", PLAIN, 0),
+        ("put", PLAIN, 1),
+        ("read", RAM + 1, 16),
+        ("read", RAM, 16),
+    ]
+
+
+@pytest.mark.parametrize("position", [0, 5, 11])
+def test_a_transfer_that_fails_within_a_run(client: RawClient, engine: Engine, position: int) -> None:
+    run = [message(Command.REGION_WRITE, access(PLAIN, 0, bytes([n, 0, 0, 0])), no_reply=True) for n in range(12)]
+    run[position] = message(Command.REGION_WRITE, access(READ, 0, RAM.to_bytes(4, "little")), no_reply=True)
+    client.send(b"".join(run))
+    command = asked(client, Command.DMA_READ, RAM, 16)
+    client.write(0, PLAIN, 12, posted=True)
+    client.send(struct.pack("<HHIII", command.header.message_id, Command.DMA_READ, HEADER_SIZE, 0x21, errno.ENODEV))
+    done = settle(client, engine)
+    assert isinstance(done.pop(position), DeviceError)
+    assert done == [("put", PLAIN, n) for n in range(13) if n != position]
+
+
+@pytest.mark.parametrize("register", [READ, SOON_READ])
+def test_a_register_is_read_between_the_messages_of_one_transfer(
+    client: RawClient, engine: Engine, register: int
+) -> None:
+    engine.count = 3 * MAX_TRANSFER
+    start(client, register)
+    for at in range(3):
+        command = asked(client, Command.DMA_READ, RAM + at * MAX_TRANSFER, MAX_TRANSFER)
+        client.write(0, PLAIN, at, posted=True)
+        assert client.read(0, PLAIN)
+        give(client, command, bytes([at]) * MAX_TRANSFER)
+    assert settle(client, engine)[-1] == ("read", RAM, 3 * MAX_TRANSFER)
+    assert engine.data == b"".join(bytes([at]) * MAX_TRANSFER for at in range(3))
+
+
+def test_descriptors_of_what_is_held_are_closed(engine: Engine, tmp_path: Path) -> None:
+    before = open_files()
+    with Server(engine, tmp_path / "socket", strict=True).start(), connected(tmp_path / "socket") as client:
+        start(client, SOON_READ)
+        asked(client, Command.DMA_READ, RAM, 16)
+        with memory() as fd:
+            request = DmaMap(DmaMapFlags.READ, 0, 2 * RAM_SIZE, 0x1000)
+            client.command(Command.DMA_MAP, request.encode(), fds=[fd, fd], no_reply=True)
+        client.close()
+        assert engine.finished.acquire(timeout=10)
+        assert engine.error().errno == errno.ENOTCONN
+    assert not leaked_since(before)
 
 
 def test_transfers_within_transfers_have_an_end(client: RawClient, engine: Engine) -> None:
