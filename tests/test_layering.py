@@ -26,7 +26,7 @@ LAYERS = {
     "regions": "errors",
     "memory": "errors protocol.constants",
     "interrupts": "errors protocol.constants",
-    "pci.registers": "errors regions",
+    "pci.registers": "errors regions _lazy",
     "pci": "errors regions protocol.constants _lazy",
     "hardware": "errors regions protocol.constants pci.registers",
     # What moves the bytes; and the two ends of a connection, which never know each other.

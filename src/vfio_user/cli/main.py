@@ -35,6 +35,13 @@ path/to/file.py:Class, module:Class, or just the file when it has only one.
 start here:  vfio-user demo"""
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of 80 columns. Told so, argparse need not ask the terminal, with a module that ``serve`` would wait for."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=79)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status; usage errors leave by SystemExit(2), as argparse does it.
 
@@ -71,7 +78,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         prog="vfio-user",
         description="PCI devices written in Python, for unmodified guests in QEMU.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action=_Version, nargs=0, help="show the version and exit")
@@ -82,7 +89,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             name,
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
         if name == chosen:

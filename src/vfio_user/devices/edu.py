@@ -10,22 +10,16 @@ from vfio_user.server.pci_device import PciDevice
 
 __all__ = ["Edu"]
 
-log = logging.getLogger(__name__)
-
 
 class Edu(PciDevice):
-    """QEMU's educational device.
-
-    Args:
-        dma_mask: address bits its DMA engine has.
-    """
+    """QEMU's educational device."""
 
     vendor_id, device_id, class_code, revision = 0x1234, 0x11E8, 0x00FF00, 0x10
     msi = Msi(vectors=1)
     bar0 = MemoryBar(size=1 << 20, registers=EduRegisters)
     migratable, saved_attributes = True, ("buffer",)
 
-    def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:
+    def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:  # the address bits of its DMA engine
         super().__init__()
         self.dma_mask = dma_mask
         self.buffer = bytearray(BUFFER_SIZE)
@@ -73,7 +67,7 @@ class Edu(PciDevice):
                 piece = buffer_slice(destination, count)
                 self.buffer[piece] = self.dma.read(source & self.dma_mask, count)
         except DeviceError as exc:
-            log.warning("edu: no DMA of %d bytes: %s", count, exc)
+            logging.getLogger(__name__).warning("edu: no DMA of %d bytes: %s", count, exc)
         command.start = 0
         if command.raise_interrupt:
             self.interrupt(DMA_INTERRUPT)

@@ -6,6 +6,7 @@ The references are ``docs/pci.md`` and ``docs/registers.md``.
 from typing import TYPE_CHECKING
 
 from vfio_user.pci import capabilities as _capabilities
+from vfio_user.pci import registers as _registers
 from vfio_user.pci.bars import Bar, IoBar, MemoryBar
 from vfio_user.pci.capabilities import (
     LINK_SPEEDS,
@@ -62,30 +63,23 @@ from vfio_user.pci.registers import (
     Hook,
     HookKind,
     Hooks,
-    Located,
     Placement,
     ReadEffect,
     Register,
     RegisterArray,
     RegisterBlock,
-    RegisterDescription,
     RegisterFile,
     RegisterValue,
     ResetKind,
-    Spin,
-    SpinWatch,
     Unmodelled,
     UnmodelledAccess,
     UnmodelledAccesses,
     WriteEffect,
     after_read,
     before_write,
-    describe_access,
-    locate,
     on_change,
     on_read,
     on_write,
-    walk,
 )
 from vfio_user.pci.rom import OptionRom, RomImage, build_option_rom
 from vfio_user.pci.shared_areas import SharedArea
@@ -116,6 +110,15 @@ if TYPE_CHECKING:
         VendorSpecificExtended,
         VitalProductData,
         build_vital_product_data,
+    )
+    from vfio_user.pci.registers import (
+        Located,
+        RegisterDescription,
+        Spin,
+        SpinWatch,
+        describe_access,
+        locate,
+        walk,
     )
 
 __all__ = [
@@ -237,7 +240,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Hands capabilities on, which are imported when they are first used."""
+    """Hands on what is imported when it is first used: most capabilities, and what describes and watches registers."""
     if name in __all__:
-        return getattr(_capabilities, name)
+        return getattr(_capabilities if name in _capabilities.__all__ else _registers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

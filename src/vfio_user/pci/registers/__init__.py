@@ -3,9 +3,11 @@
 The reference is ``docs/registers.md``.
 """
 
+from typing import TYPE_CHECKING
+
+from vfio_user._lazy import lazy_names
 from vfio_user.pci.registers.block import Placement, RegisterBlock
 from vfio_user.pci.registers.declaration import MERGE, REJECT, SPLIT, AccessRule
-from vfio_user.pci.registers.description import Located, RegisterDescription, describe_access, locate, walk
 from vfio_user.pci.registers.fields import Field
 from vfio_user.pci.registers.hooks import (
     Hook,
@@ -53,7 +55,10 @@ from vfio_user.pci.registers.unmodelled import (
 )
 from vfio_user.pci.registers.values import BlockArray, RegisterArray, RegisterValue
 from vfio_user.pci.registers.views import Alias, RegisterFile
-from vfio_user.pci.registers.watchdog import Spin, SpinWatch
+
+if TYPE_CHECKING:
+    from vfio_user.pci.registers.description import Located, RegisterDescription, describe_access, locate, walk
+    from vfio_user.pci.registers.watchdog import Spin, SpinWatch
 
 __all__ = [
     "CONST",
@@ -114,3 +119,11 @@ __all__ = [
     "on_write",
     "walk",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "description": ["Located", "RegisterDescription", "describe_access", "locate", "walk"],
+        "watchdog": ["Spin", "SpinWatch"],
+    },
+)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from vfio_user.errors import InvalidAccess, RegisterDefinitionError
 from vfio_user.pci.registers._text import nearest
 from vfio_user.pci.registers.declaration import MERGE, SPLIT, AccessRule, Declaration
-from vfio_user.pci.registers.description import RegisterDescription, walk
 from vfio_user.pci.registers.hooks import Hook, arguments_wanted, check_hooks, class_hooks, find_target
 from vfio_user.pci.registers.layout import Layout
 from vfio_user.pci.registers.paths import BoundHook, Reader, Writer, make_reader, make_writer
@@ -26,8 +25,11 @@ from vfio_user.pci.registers.state import load_block, save_block
 from vfio_user.pci.registers.unmodelled import IGNORE, Unmodelled, UnmodelledAccesses
 from vfio_user.pci.registers.values import BlockArray
 from vfio_user.pci.registers.views import RegisterFile
-from vfio_user.pci.registers.watchdog import Spin, SpinWatch
 from vfio_user.regions import Region
+
+if TYPE_CHECKING:
+    from vfio_user.pci.registers.description import RegisterDescription
+    from vfio_user.pci.registers.watchdog import Spin, SpinWatch
 
 __all__ = ["Placement", "RegisterBlock"]
 
@@ -273,6 +275,8 @@ class RegisterBlock(Region, metaclass=_Blocks):
         Returns:
             The watch; ``spins`` of it are the spins at any moment.
         """
+        from vfio_user.pci.registers.watchdog import SpinWatch
+
         self._watch = SpinWatch(self._show, reads=reads, within=within, report=report, clock=clock)
         self._forget()
         return self._watch
@@ -320,6 +324,8 @@ class RegisterBlock(Region, metaclass=_Blocks):
     @classmethod
     def describe(cls) -> list[RegisterDescription]:
         """Every register of this class and of the blocks in it, by offset, with what it is."""
+        from vfio_user.pci.registers.description import walk
+
         return list(walk(cls))
 
     if not TYPE_CHECKING:  # a type checker that sees it takes any attribute for a good one
