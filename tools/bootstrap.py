@@ -2,7 +2,7 @@
 
 The standard library alone, since nothing is there yet when this runs. A Debian system may have Python without pip and
 without ``ensurepip`` (its package python3-venv), so pip is looked for in this order: what ``venv`` brings, the one
-outside the environment, ``uv``, and at last pip's own wheel from the package index, whose checksum is pinned here.
+outside the environment, ``uv``, and at last Debian's package of pip's wheel, which is fetched without being root.
 
     python3 tools/bootstrap.py                the package alone, as a user has it
     python3 tools/bootstrap.py --group dev    and what the tests and checks need
@@ -13,29 +13,20 @@ pip learnt to read ``[dependency-groups]`` in 25.1 only, so the group is read he
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-import urllib.error
-import urllib.parse
-import urllib.request
 import venv
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: The release that is fetched where there is no pip at all: a wheel can be run as it is.
-PIP_WHEEL = "pip-25.0.1-py3-none-any.whl"
-PIP_SHA256 = "c46efd13b6aa8279f33f2864459c8ce587ea6a1a59ee20de055868d8f7688f7f"
-
-#: Seconds until a package index that does not answer is given up.
-FETCH_TIMEOUT = 30
+#: Debian's package of pip's wheel, which can be run as it is, and the release it is taken from.
+PIP_PACKAGE, PIP_RELEASE = "python3-pip-whl", "bookworm"
 
 
 class BootstrapError(Exception):
@@ -91,43 +82,29 @@ def installer(python: Path) -> list[str]:
     uv = shutil.which("uv")
     if uv:
         return [uv, "pip", "install", "--quiet", "--python", str(python)]
-    print(f"no pip on this system: fetching {PIP_WHEEL}", flush=True)
-    wheel = python.parent.parent / PIP_WHEEL
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
-    try:
-        wheel.write_bytes(fetch_wheel(index, PIP_WHEEL, PIP_SHA256))
-    except BootstrapError as exc:
-        raise BootstrapError(f"{exc}\nOr install pip first: apt install python3-venv") from exc
-    return [str(python), f"{wheel}/pip", *pip_options]
+    print(f"no pip on this system: fetching Debian's {PIP_PACKAGE}", flush=True)
+    return [str(python), f"{fetch_wheel(python.parent.parent / 'pip')}/pip", *pip_options]
 
 
-def fetch_wheel(index: str, name: str, sha256: str) -> bytes:
-    """A file of a project on a package index, which has that checksum.
-
-    Args:
-        index: the index's address, as pip's ``--index-url`` has it.
-        name: the file; the project's name is what stands before its first hyphen.
-        sha256: in hexadecimal.
+def fetch_wheel(folder: Path) -> Path:
+    """Fetches pip's wheel into a folder, from the mirror apt is configured with, whose signatures apt checks.
 
     Raises:
-        BootstrapError: it cannot be fetched, is not there, or is not what it should be.
+        BootstrapError: this is no Debian, or the package cannot be fetched.
     """
-    page = f"{index.rstrip('/')}/{name.split('-', 1)[0]}/"
+    sys.path.insert(0, str(ROOT / "src"))
     try:
-        with urllib.request.urlopen(page, timeout=FETCH_TIMEOUT) as reply:
-            found = re.search(rf'href="([^"]*/{re.escape(name)})[#"]', reply.read().decode())
-            if found is None:
-                raise BootstrapError(f"{page} does not offer {name}")
-            address = urllib.parse.urljoin(reply.url, found[1])
-        with urllib.request.urlopen(address, timeout=FETCH_TIMEOUT) as reply:
-            content: bytes = reply.read()
-    except (urllib.error.URLError, OSError) as exc:
-        raise BootstrapError(
-            f"cannot fetch {name} from {page}: {exc}\nIs there a network? PIP_INDEX_URL names another package index."
-        ) from exc
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise BootstrapError(f"{name} from {page} has another checksum than the one pinned in {__file__}")
-    return content
+        from vfio_user.errors import VmUnavailableError
+        from vfio_user.vm.debian import DebianArchive, unpack_deb
+    finally:
+        sys.path.remove(str(ROOT / "src"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for package in DebianArchive(folder / "apt", "amd64", [PIP_RELEASE]).download([PIP_PACKAGE]):
+            unpack_deb(package, folder)
+        return next(folder.glob("usr/share/python-wheels/pip-*.whl"))
+    except (VmUnavailableError, OSError, StopIteration) as exc:
+        raise BootstrapError(f"pip cannot be fetched: {exc}\nInstall it first: apt install python3-venv") from exc
 
 
 def install(command: Sequence[str], wanted: Sequence[str]) -> None:
