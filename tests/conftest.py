@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.fds import no_leaks
+
+# How long an example takes says nothing on a machine that does other things too. All else stays as it is there: in CI
+# Hypothesis takes the same examples every time.
+settings.register_profile("without_deadline", settings(), deadline=None)
+settings.load_profile("without_deadline")
 
 
 @pytest.fixture(autouse=True)
