@@ -38,7 +38,7 @@ LAYERS = {
     "drivers": "errors protocol.constants regions memory pci hardware client",
     "trace": "errors protocol regions pci hardware transport server client",
     "vm": "errors transport _lazy",
-    "testing": f"{EVERYTHING_ELSE} vm",
+    "testing": f"{EVERYTHING_ELSE} vm _lazy",
     # What users type, and what they import.
     "cli": f"{EVERYTHING_ELSE} vm _version",
     "__main__": "cli",

@@ -7,7 +7,14 @@
 ==============  ===================================================================================
 """
 
-from vfio_user.testing.in_process import DeviceUnderTest, SimulatedClock
+from typing import TYPE_CHECKING
+
+from vfio_user._lazy import lazy_names
 from vfio_user.testing.leaks import leaked_since, open_files
 
+if TYPE_CHECKING:
+    from vfio_user.testing.in_process import DeviceUnderTest, SimulatedClock
+
 __all__ = ["DeviceUnderTest", "SimulatedClock", "leaked_since", "open_files"]
+
+__getattr__ = lazy_names(__name__, {"in_process": ["DeviceUnderTest", "SimulatedClock"]})

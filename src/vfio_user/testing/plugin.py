@@ -13,17 +13,30 @@ an error of the test.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import pytest
 
-from vfio_user.client.device import VfioUserClient
-from vfio_user.client.pci_function import PciFunction
-from vfio_user.server.device import Device
-from vfio_user.server.session import Observer
-from vfio_user.testing.in_process import DeviceUnderTest
 from vfio_user.testing.leaks import leaked_since, open_files
 
+if TYPE_CHECKING:
+    from vfio_user.client.device import VfioUserClient
+    from vfio_user.client.pci_function import PciFunction
+    from vfio_user.server.device import Device
+    from vfio_user.server.session import Observer
+    from vfio_user.testing.in_process import DeviceUnderTest
+
 __all__ = ["ClientFactory", "DeviceFactory", "vfio_client", "vfio_device"]
+
+
+class _Options(TypedDict, total=False):
+    """The keyword arguments of ``DeviceUnderTest``, which says what they mean."""
+
+    real_time: bool
+    observer: Observer | None
+    strict: bool
+    timeout: float
+    share_memory: bool
 
 
 class _Factory:
@@ -33,22 +46,14 @@ class _Factory:
         self._under_test: list[DeviceUnderTest] = []
         self._open_before: dict[int, tuple[int, int]] | None = None
 
-    def put_under_test(
-        self,
-        device: Device,
-        *,
-        real_time: bool = False,
-        observer: Observer | None = None,
-        strict: bool = True,
-        timeout: float = 5.0,
-        share_memory: bool = True,
-    ) -> DeviceUnderTest:
+    def put_under_test(self, device: Device, **options: Unpack[_Options]) -> DeviceUnderTest:
         """Puts a device under test; the arguments are those of ``DeviceUnderTest``."""
+        # pytest imports this module at every start, whether the fixtures are used or not.
+        from vfio_user.testing.in_process import DeviceUnderTest
+
         if self._open_before is None:
             self._open_before = open_files()
-        under_test = DeviceUnderTest(
-            device, real_time=real_time, observer=observer, strict=strict, timeout=timeout, share_memory=share_memory
-        )
+        under_test = DeviceUnderTest(device, **options)
         self._under_test.append(under_test)
         return under_test
 
@@ -88,39 +93,17 @@ class _Factory:
 class DeviceFactory(_Factory):
     """What the fixture ``vfio_device`` gives: call it with a PCI device."""
 
-    def __call__(
-        self,
-        device: Device,
-        *,
-        real_time: bool = False,
-        observer: Observer | None = None,
-        strict: bool = True,
-        timeout: float = 5.0,
-        share_memory: bool = True,
-    ) -> PciFunction:
+    def __call__(self, device: Device, **options: Unpack[_Options]) -> PciFunction:
         """Puts a device under test, and returns what a driver sees of it."""
-        return self.put_under_test(
-            device, real_time=real_time, observer=observer, strict=strict, timeout=timeout, share_memory=share_memory
-        ).function
+        return self.put_under_test(device, **options).function
 
 
 class ClientFactory(_Factory):
     """What the fixture ``vfio_client`` gives: call it with any device."""
 
-    def __call__(
-        self,
-        device: Device,
-        *,
-        real_time: bool = False,
-        observer: Observer | None = None,
-        strict: bool = True,
-        timeout: float = 5.0,
-        share_memory: bool = True,
-    ) -> VfioUserClient:
+    def __call__(self, device: Device, **options: Unpack[_Options]) -> VfioUserClient:
         """Puts a device under test, and returns a client that has negotiated and done nothing else."""
-        return self.put_under_test(
-            device, real_time=real_time, observer=observer, strict=strict, timeout=timeout, share_memory=share_memory
-        ).client
+        return self.put_under_test(device, **options).client
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from vfio_user.protocol.constants import Command, IrqSetFlags
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.feature import Feature, FeatureFlags
 from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
 from vfio_user.protocol.region import (
     ACCESS,
@@ -49,15 +50,8 @@ _FIELD_LIST = re.compile(r" \(([^()]*)\)")
 _DMA_ACCESS = struct.Struct("<QQ")
 _FEATURE = struct.Struct("<II")
 
-#: Low bits of DEVICE_FEATURE's flags. Spec: ``VFIO_DEVICE_FEATURE_*`` of ``linux/vfio.h``.
-_FEATURES = {
-    1: "MIGRATION",
-    2: "MIG_DEVICE_STATE",
-    6: "DMA_LOGGING_START",
-    7: "DMA_LOGGING_STOP",
-    8: "DMA_LOGGING_REPORT",
-}
-_FEATURE_ACTIONS = ((1 << 16, "get"), (1 << 17, "set"), (1 << 18, "probe"))
+_FEATURES = {feature.value: feature.name for feature in Feature}
+_FEATURE_ACTIONS = ((FeatureFlags.GET, "get"), (FeatureFlags.SET, "set"), (FeatureFlags.PROBE, "probe"))
 
 
 def describe_payload(command: int, payload: bytes, names: RegionNames, *, is_reply: bool) -> Described:
@@ -267,7 +261,9 @@ def _dma_access(payload: bytes) -> Described:
 
 def _device_feature(payload: bytes) -> Described:
     argsz, flags = _FEATURE.unpack_from(payload)
-    feature = _FEATURES.get(flags & 0xFFFF, f"feature {flags & 0xFFFF}")
+    feature = _FEATURES.get(
+        flags & FeatureFlags.FEATURE_MASK.value, f"feature {flags & FeatureFlags.FEATURE_MASK.value}"
+    )
     actions = "|".join(name for bit, name in _FEATURE_ACTIONS if flags & bit) or "nothing"
     fields = [("argsz", str(argsz)), ("feature", feature), ("action", actions)]
     if data := payload[_FEATURE.size :]:
