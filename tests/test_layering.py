@@ -15,7 +15,9 @@ import pytest
 
 from tests.support.source import PACKAGE, SRC, TESTS, imports, modules
 
-EVERYTHING_ELSE = "errors protocol regions memory interrupts pci hardware transport server client devices drivers trace"
+EVERYTHING_ELSE = (
+    "errors protocol regions memory interrupts pci hardware backends rings transport server client devices drivers trace"
+)
 
 #: Layer -> what else of the package it may import; its own modules always. A name means the module or package and all
 #: in it; the longest name that fits decides, so ``pci.registers`` is stricter than ``pci``.
@@ -29,13 +31,16 @@ LAYERS = {
     "pci.registers": "errors regions _lazy",
     "pci": "errors regions protocol.constants _lazy",
     "hardware": "errors regions protocol.constants pci.registers",
+    # What a storage or network device is made of besides: what holds its data, and queues in guest memory.
+    "backends": "errors _lazy",
+    "rings": "errors memory protocol.constants",
     # What moves the bytes; and the two ends of a connection, which never know each other.
     "transport": "errors protocol",
     "server": "errors protocol regions memory interrupts pci transport",
     "client": "errors protocol regions memory interrupts pci transport hardware",
     # What is made of them.
-    "devices": "errors protocol.constants regions memory interrupts pci hardware server",
-    "drivers": "errors protocol.constants regions memory pci hardware client",
+    "devices": "errors protocol.constants regions memory interrupts pci hardware backends rings server _lazy",
+    "drivers": "errors protocol.constants regions memory pci hardware rings client _lazy",
     "trace": "errors protocol regions pci hardware transport server client",
     "vm": "errors transport _lazy",
     "testing": f"{EVERYTHING_ELSE} vm _lazy",
