@@ -15,9 +15,8 @@ import pytest
 
 from tests.support.source import PACKAGE, SRC, TESTS, imports, modules
 
-EVERYTHING_ELSE = "errors protocol regions memory interrupts pci hardware backends rings transport " + (
-    "server client devices drivers trace"
-)
+BELOW = "errors protocol regions memory interrupts pci hardware backends rings"
+EVERYTHING_ELSE = f"{BELOW} transport server client devices drivers trace"
 
 #: Layer -> what else of the package it may import; its own modules always. A name means the module or package and all
 #: in it; the longest name that fits decides, so ``pci.registers`` is stricter than ``pci``.
