@@ -104,6 +104,7 @@ class Connection:
 
     Attributes:
         agreement: what was negotiated.
+        server_version: the server's side of that in its own words, those nobody knows included.
         read: ``read(region, offset, size) -> int``: REGION_READ of 1, 2, 4 or 8 bytes.
         write: ``write(region, offset, size, value)``: REGION_WRITE of 1, 2, 4 or 8 bytes, waiting until it is done.
         post: ``post(region, offset, size, value)``: the same without waiting for it, nor hearing whether it failed.
@@ -161,7 +162,8 @@ class Connection:
 
     def _negotiate(self, proposal: VersionMessage) -> Agreement:
         reply = self.request(Command.VERSION, proposal.encode(), max_payload=_MAX_VERSION_REPLY)
-        return conclude(proposal, VersionMessage.decode(reply.payload))
+        self.server_version = VersionMessage.decode(reply.payload)
+        return conclude(proposal, self.server_version)
 
     @property
     def carries_fds(self) -> bool:
@@ -178,7 +180,7 @@ class Connection:
         if not 0 < seconds <= _LONGEST_POLL:
             raise ValueError(f"a timeout of {seconds} seconds; a server gets more than 0, and at most a day")
         self._timeout = seconds
-        if isinstance(self._channel, socket.socket):
+        if isinstance(self._channel, socket.socket) and self._channel.fileno() >= 0:
             # The wait for a reply is the receive call itself: polling first would cost another system call.
             whole, fraction = divmod(seconds, 1)
             limit = struct.pack("@ll", int(whole), max(1, int(fraction * 1e6)))
