@@ -23,6 +23,7 @@ COMMANDS = {
     "boot": "boot Linux in QEMU with devices plugged in",
     "demo": "see a guest drive the devices that ship",
     "devices": "list the devices there are, and their options",
+    "inspect": "say what the device behind a socket is",
     "registers": "show a register map, or turn it into another form",
     "doctor": "say what this machine has of what guests need",
     "kit": "fetch what guests are made of: QEMU, a kernel, busybox",
