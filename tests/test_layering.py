@@ -56,8 +56,10 @@ CORE = ["errors", "protocol", "regions", "memory", "interrupts", "pci", "transpo
 
 #: Modules that are one half of what another one does, and are tested with it: each by the file that tests both.
 TESTED_WITH = {
+    "server/test_migration_features.py": "server/test_migration.py",
     "cli/test_common.py": "cli/test_main.py",
-    "cli/test_demo.py": "cli/test_guest_commands.py",
+    "cli/test_demo_in_python.py": "cli/test_demo.py",
+    "cli/test_demo_report.py": "cli/test_demo.py",
     "cli/test_kit.py": "cli/test_guest_commands.py",
     "cli/test_plugged.py": "cli/test_boot.py",
     "devices/test_user_code.py": "devices/test_registry.py",

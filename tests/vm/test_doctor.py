@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from vfio_user.vm import doctor
-from vfio_user.vm.doctor import Finding, examine
+from vfio_user.vm.doctor import Finding, examine, guest_obstacles
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +134,65 @@ def test_kernel_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_qmp_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert doctor._qmp().remedy == "pip install 'vfio-user[vm]', for hot-plug and reset"
+
+
+# What keeps guests from running.
+
+
+@pytest.fixture
+def nothing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No QEMU and no kernel, but apt with a mirror, and no proxy."""
+    monkeypatch.setattr(
+        "vfio_user.vm.doctor.shutil.which", lambda name: None if name.startswith("qemu") else f"/bin/{name}"
+    )
+    monkeypatch.setattr(doctor, "find_host_kernel", lambda: None)
+    monkeypatch.setattr(doctor, "missing_tools", list)
+    monkeypatch.setattr("vfio_user.vm.doctor.urllib.request.getproxies", dict)
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_what_is_not_here_can_be_fetched_where_the_mirror_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mirror:
+        monkeypatch.setenv("DEBIAN_MIRROR", f"http://127.0.0.1:{mirror.getsockname()[1]}/debian")
+        assert guest_obstacles() == []
+    obstacles = guest_obstacles()
+    assert [finding.name for finding in obstacles] == ["QEMU", "guest kernel", "Debian mirror"]
+    assert all(finding.status == "missing" and finding.remedy for finding in obstacles)
+    assert "does not answer" in obstacles[-1].detail
+    monkeypatch.setattr("vfio_user.vm.doctor.urllib.request.getproxies", lambda: {"http": "http://proxy"})
+    assert guest_obstacles() == []
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_a_name_nobody_resolves_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> NoReturn:
+        asked.set()
+        over.wait(10)
+        raise OSError
+
+    monkeypatch.setattr("vfio_user.vm.doctor.socket.create_connection", slow)
+    monkeypatch.setenv("DEBIAN_MIRROR", "http://mirror.invalid/debian")
+    assert guest_obstacles(patience=0.01)[-1].name == "Debian mirror"
+    assert asked.is_set()
+    over.set()
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_what_cannot_be_fetched_is_said(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(doctor, "missing_tools", lambda: ["apt-get"])
+    assert [finding.name for finding in guest_obstacles()] == ["QEMU", "guest kernel", "Debian packages"]
+    monkeypatch.setattr("vfio_user.vm.doctor.platform.machine", lambda: "pdp11")
+    assert "pdp11" in guest_obstacles()[-1].detail
+    monkeypatch.setattr("vfio_user.vm.doctor.os.access", lambda *_: False)
+    assert [finding.name for finding in guest_obstacles()] == ["QEMU", "guest kernel", "cache"]
+
+
+def test_a_machine_with_both_needs_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _qemu(tmp_path, "QEMU emulator version 10.1.0", 'name "vfio-user-pci"')
+    monkeypatch.setattr("vfio_user.vm.doctor.shutil.which", lambda name: str(tmp_path / name))
+    kernel = cache / "guest-x86_64-1" / "kernel"
+    kernel.parent.mkdir()
+    kernel.touch()
+    assert guest_obstacles() == []

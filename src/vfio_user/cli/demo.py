@@ -1,4 +1,7 @@
-"""``vfio-user demo``: an unmodified Linux drives two devices written in Python, seen from both sides."""
+"""``vfio-user demo``: an unmodified Linux drives two devices written in Python, seen from both sides.
+
+Where there can be no guest, ``demo_in_python`` drives them.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ import time
 from collections.abc import Iterable
 
 from vfio_user.cli.common import NamedDevice, add_verbose, make_named_device, start_log
-from vfio_user.cli.output import Style, columns
+from vfio_user.cli.demo_in_python import demonstrate
+from vfio_user.cli.demo_report import Report
+from vfio_user.cli.output import columns
 from vfio_user.cli.plugged import linux_modules, plugged_in
 from vfio_user.devices.edu import Edu
 from vfio_user.devices.gpio_pci_idio_16 import GpioPciIdio16
+from vfio_user.errors import VmUnavailableError
+from vfio_user.vm.doctor import Finding, guest_obstacles
 from vfio_user.vm.guest import Guest, GuestPciDevice
 from vfio_user.vm.guestkit import GuestKit
 from vfio_user.vm.initramfs import build_initramfs
@@ -18,13 +25,6 @@ from vfio_user.vm.machine import VirtualMachine
 from vfio_user.vm.qemu import QemuCommand, format_size
 
 __all__ = ["add_arguments", "run"]
-
-_NEXT = (
-    ("vfio-user devices", "what there is to plug in, and its options"),
-    ("vfio-user boot --device edu", "a shell in a guest that has the device"),
-    ("vfio-user serve edu -v", "for your own QEMU, with every message shown"),
-    ("vfio-user serve my_device.py", "a device of your own"),
-)
 
 #: Offsets of edu's registers in BAR0, as a driver would have them.
 _LIVENESS, _FACTORIAL, _STATUS = 0x04, 0x08, 0x20
@@ -35,7 +35,11 @@ _FIRST_INPUT = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``demo``."""
-    parser.epilog = "The first time it fetches QEMU and a kernel, about 35 MB; see 'vfio-user kit'."
+    parser.epilog = (
+        "The first time it fetches QEMU and a kernel, about 35 MB; see 'vfio-user kit'.\n"
+        "Where no guest can run, a client in Python drives the same devices."
+    )
+    parser.add_argument("--no-guest", action="store_true", help="drive the devices from Python, without QEMU")
     add_verbose(parser)
 
 
@@ -44,14 +48,24 @@ def run(arguments: argparse.Namespace) -> int:
     begun = time.monotonic()
     start_log(arguments.verbose)
     devices = [make_named_device("edu", {}), make_named_device("gpio-pci-idio-16", {})]
+    obstacles = guest_obstacles()
+    if not (obstacles or arguments.no_guest):
+        try:
+            return _run_in_guest(devices, GuestKit.provision(), begun, verbose=arguments.verbose)
+        except VmUnavailableError as exc:
+            obstacles = [Finding("guest kit", "missing", str(exc), "mend that, or see 'vfio-user doctor'")]
+    demonstrate(devices, obstacles, begun, verbose=arguments.verbose)
+    return 0
+
+
+def _run_in_guest(devices: list[NamedDevice], kit: GuestKit, begun: float, *, verbose: int) -> int:
     edu, card = devices[0].device, devices[1].device
     assert isinstance(edu, Edu)
     assert isinstance(card, GpioPciIdio16)
-    kit = GuestKit.provision()
     initrd = build_initramfs(kit, load=linux_modules(devices))
-    out = _Report()
+    out = Report()
     out.title("Two PCI devices written in Python, and a Linux that does not know it")
-    with plugged_in(devices, verbose=arguments.verbose) as plugs:
+    with plugged_in(devices, verbose=verbose) as plugs:
         command = QemuCommand(kit.qemu.path, kernel=kit.kernel, initrd=initrd, devices=tuple(plugs))
         with VirtualMachine(command) as machine:
             guest = machine.guest
@@ -60,38 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
             _show_edu(out, guest, edu)
             _show_gpio(out, guest, card)
             machine.shutdown()
-    out.heading("What to try next")
-    out.lines(columns(_NEXT, "  "))
-    out.lines(["", out.style.dim(f"done in {time.monotonic() - begun:.0f} s")])
+    out.end(time.monotonic() - begun)
     return 0
 
 
-class _Report:
-    """Prints sections: a heading, and lines that say whose view they are."""
-
-    def __init__(self) -> None:
-        self.style = Style()
-
-    def title(self, text: str) -> None:
-        print(self.style.bold(text), flush=True)
-
-    def heading(self, text: str) -> None:
-        print(f"\n{self.style.bold(text)}", flush=True)
-
-    def guest(self, what: str, result: str = "") -> None:
-        self._line("guest ", what, result)
-
-    def python(self, what: str, result: str = "") -> None:
-        self._line("Python", what, result)
-
-    def lines(self, lines: Iterable[str]) -> None:
-        print("\n".join(lines), flush=True)
-
-    def _line(self, side: str, what: str, result: str) -> None:
-        print(f"  {self.style.dim(side)}  {what:<46}  {result}".rstrip(), flush=True)
-
-
-def _show_identity(out: _Report, guest: Guest, devices: list[NamedDevice], qemu_version: str) -> None:
+def _show_identity(out: Report, guest: Guest, devices: list[NamedDevice], qemu_version: str) -> None:
     """What Linux found on its bus."""
     out.heading(f"The guest: Linux {guest.kernel_version} in QEMU {qemu_version}, up in {guest.boot_seconds:.1f} s")
     rows = [("address", "ids", "class", "driver", "interrupt", "addresses")]
@@ -110,7 +97,7 @@ def _show_identity(out: _Report, guest: Guest, devices: list[NamedDevice], qemu_
     out.lines(columns(rows, "  "))
 
 
-def _show_edu(out: _Report, guest: Guest, edu: Edu) -> None:
+def _show_edu(out: Report, guest: Guest, edu: Edu) -> None:
     """Registers: the guest writes, Python answers."""
     out.heading("edu: the guest's loads and stores are calls of Python methods")
     found = _on_bus(guest, edu)
@@ -134,7 +121,7 @@ def _show_edu(out: _Report, guest: Guest, edu: Edu) -> None:
     out.guest("writes 10 to the factorial register, reads:", str(peek(_FACTORIAL)))
 
 
-def _show_gpio(out: _Report, guest: Guest, card: GpioPciIdio16) -> None:
+def _show_gpio(out: Report, guest: Guest, card: GpioPciIdio16) -> None:
     """A real kernel driver, both directions, and interrupts."""
     out.heading("gpio-pci-idio-16: Linux's own driver, its outputs, inputs and interrupts")
     found = _on_bus(guest, card)

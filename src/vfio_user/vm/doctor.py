@@ -9,7 +9,11 @@ import fcntl
 import os
 import platform
 import shutil
+import socket
 import sys
+import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,13 +21,14 @@ from pathlib import Path
 from typing import Literal
 
 from vfio_user.errors import VmUnavailableError
+from vfio_user.vm.architecture import host_architecture
 from vfio_user.vm.cache import default_cache_folder
 from vfio_user.vm.debian import configured_mirror, missing_tools
 from vfio_user.vm.guestkit import find_host_kernel
 from vfio_user.vm.progress import format_bytes
 from vfio_user.vm.qemu_version import MINIMUM_VERSION, inspect_qemu
 
-__all__ = ["Finding", "Status", "examine"]
+__all__ = ["Finding", "Status", "examine", "guest_obstacles"]
 
 #: ``ok``: there and fit; ``warn``: we can do without, or it is not certain; ``missing``: guests cannot run without.
 Status = Literal["ok", "warn", "missing"]
@@ -71,6 +76,62 @@ def examine() -> list[Finding]:
         _compiler(),
         _qmp(),
     ]
+
+
+def guest_obstacles(*, patience: float = 1.0) -> list[Finding]:
+    """What keeps a guest from running here, as far as can be told at once; empty when nothing seems to.
+
+    What is neither here nor in the cache has to be fetched, which takes apt, and a Debian mirror that answers.
+
+    Args:
+        patience: seconds the mirror has to take a connection.
+    """
+    by_hand = {
+        "QEMU": f"install QEMU >= {MINIMUM_VERSION}",
+        "guest kernel": "make /boot/vmlinuz-* readable, with the modules in /lib/modules, and install busybox-static",
+    }
+    absent = [
+        Finding(finding.name, "missing", finding.detail, by_hand[finding.name])
+        for finding in (_qemu(), _guest_kernel())
+        if finding.status != "ok"
+    ]
+    cache = _cache()
+    found = [cache] if cache.status == "missing" else []
+    if not absent:
+        return found
+    if found:
+        return [*absent, *found]
+    try:
+        host_architecture()
+    except VmUnavailableError as error:
+        return [*absent, Finding("this machine", "missing", str(error), "nothing can be fetched for it")]
+    tools = _debian_tools()
+    if tools.status != "ok":
+        return [*absent, tools]
+    mirror = configured_mirror()
+    if urllib.request.getproxies() or _takes_connections(mirror, patience):
+        return []
+    remedy = "connect this machine to it, or set DEBIAN_MIRROR to one it reaches"
+    return [*absent, Finding("Debian mirror", "missing", f"{mirror} does not answer", remedy)]
+
+
+def _takes_connections(url: str, patience: float) -> bool:
+    """Whether somebody listens there. On a thread, since nothing limits the time a name's address is looked for."""
+    parts = urllib.parse.urlsplit(url)
+    answered = threading.Event()
+
+    def knock() -> None:
+        try:
+            port = parts.port or {"https": 443}.get(parts.scheme, 80)
+            socket.create_connection((parts.hostname or "", port), patience).close()
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return answered.is_set()
 
 
 def _python() -> Finding:
