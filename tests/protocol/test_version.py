@@ -322,9 +322,15 @@ def test_write_multiple_needs_both(client: bool, server: bool) -> None:
     assert agreement.server.write_multiple == (client and server)
 
 
-def test_what_the_reply_cannot_say_is_not_agreed_on() -> None:
-    _, agreement = negotiate(proposal(migration={}), Capabilities(migration_pgsize=4096))
-    assert agreement.server.migration_pgsize is None
+@pytest.mark.parametrize(
+    ("client", "server", "agreed"),
+    [(None, 4096, None), (4096, None, None), (65536, 4096, 4096), (1024, 4096, 1024), (4096, 4096, 4096)],
+)
+def test_of_two_migration_page_sizes_the_smaller(client: int | None, server: int | None, agreed: int | None) -> None:
+    proposed = proposal() if client is None else proposal(migration={"pgsize": client})
+    reply, agreement = negotiate(proposed, Capabilities(migration_pgsize=server))
+    assert agreement.server.migration_pgsize == agreed
+    assert (b'"migration":{"pgsize":%d}' % (agreed or 0) in reply) == (agreed is not None)
 
 
 @pytest.mark.parametrize(

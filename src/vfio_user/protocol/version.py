@@ -249,6 +249,11 @@ def answer(request: VersionMessage, offer: Capabilities) -> tuple[VersionMessage
     if client.twin_socket and offer.twin_socket and client.max_msg_fds and offer.max_msg_fds:
         # The descriptor goes with the reply. QEMU never proposes it, and refuses a reply with one.
         capabilities["twin_socket"] = {"supported": True, "fd_index": 0}
+    pgsize = None
+    if client.migration_pgsize is not None and offer.migration_pgsize is not None:
+        # 0.9.1: the smaller one is used by both.
+        pgsize = min(client.migration_pgsize, offer.migration_pgsize)
+        capabilities["migration"] = {"pgsize": pgsize}
     reply = VersionMessage(MAJOR, min(request.minor, MAX_MINOR), capabilities)
     if request.capabilities is not None and offer.max_data_xfer_size == DEFAULT_MAX_DATA_XFER_SIZE:
         # The size that came, not that of the request encoded anew: a text nested just deep enough to be decoded is too
@@ -260,7 +265,7 @@ def answer(request: VersionMessage, offer: Capabilities) -> tuple[VersionMessage
         offer,
         write_multiple="write_multiple" in capabilities,
         twin_socket="twin_socket" in capabilities,
-        migration_pgsize=None,
+        migration_pgsize=pgsize,
     )
     return reply, Agreement(reply.minor, client, agreed)
 
