@@ -85,6 +85,7 @@ class Region:
         mappable_fd: the file to map, in which each area lies at its offset in the region; None with no area. It stays
             the region's, and must be one no client can shorten: see ``SharedMemory``.
         ioeventfds: the doorbells a client may ring through an eventfd.
+        region_type: type and subtype of a region that is none of PCI's; None for all others.
 
     Threading: session thread.
     """
@@ -95,6 +96,7 @@ class Region:
     mappable_areas: Sequence[tuple[int, int]] = ()
     mappable_fd: int | None = None
     ioeventfds: Sequence[Doorbell] = ()
+    region_type: tuple[int, int] | None = None
 
     def read(self, offset: int, size: int) -> int:
         """Reads ``size`` bytes (1, 2, 4 or 8) at ``offset``: an unsigned integer, little-endian in memory.

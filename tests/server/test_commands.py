@@ -218,13 +218,15 @@ def test_a_command_that_wants_no_reply_gets_none(client: RawClient, command: Com
         Command.DEVICE_RESET: b"",
         Command.REGION_WRITE_MULTI: bytes(8),
         Command.DEVICE_FEATURE: struct.pack("<II", 8, 0x4_0001),
+        Command.DIRTY_PAGES: struct.pack("<II", 8, 1),
         Command.MIG_DATA_READ: INFO.pack(16, 8, 0, 0),
         Command.MIG_DATA_WRITE: INFO.pack(16, 8, 0, 0),
     }
     client.command(command, payloads[command], no_reply=True)
     assert client.is_silent()
     # Those of migration are refused, this device having none: no reply is what they get, too.
-    refused = command in (Command.DEVICE_FEATURE, Command.MIG_DATA_READ, Command.MIG_DATA_WRITE)
+    migration = (Command.DEVICE_FEATURE, Command.MIG_DATA_READ, Command.MIG_DATA_WRITE, Command.DIRTY_PAGES)
+    refused = command in migration
     assert client.request(command, payloads[command]).error == (errno.EINVAL if refused else 0)
 
 

@@ -13,17 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.fds import memory_file
+from tests.support.migration_card import PAGE, Card, session
 from tests.support.raw_client import RawClient, access, memory_session, message
 from vfio_user.devices.edu import Edu
 from vfio_user.devices.gpio_pci_idio_16 import GpioPciIdio16
-from vfio_user.pci import MemoryBar, MsiX, Register, RegisterBlock
+from vfio_user.pci import MemoryBar
 from vfio_user.protocol.constants import Command, IrqIndex, RegionIndex
 from vfio_user.protocol.feature import Feature, FeatureFlags, bitmap_size
 from vfio_user.protocol.migration import ARCS, MigDataRead, MigDataReadReply, MigDataWrite, MigrationState, next_state
 from vfio_user.protocol.region import ACCESS
 from vfio_user.regions import CallbackRegion, Doorbell
 from vfio_user.server.device import Device
-from vfio_user.server.migration import ALLOWED_COMMANDS
+from vfio_user.server.migration_features import FeatureMigration
 from vfio_user.server.pci_device import PciDevice
 
 ERROR, STOP, RUNNING = MigrationState.ERROR, MigrationState.STOP, MigrationState.RUNNING
@@ -31,66 +32,12 @@ STOP_COPY, RESUMING, PRE_COPY = MigrationState.STOP_COPY, MigrationState.RESUMIN
 GET, SET, PROBE = FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE
 STATES = [STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY]
 
-PAGE = 4096
 BAR0 = RegionIndex.BAR0
-
-
-class Registers(RegisterBlock):
-    value = Register(0x00)
-    go = Register(0x04)
-    done = Register(0x08)
-
-
-class Card(PciDevice):
-    """Registers, memory, MSI-X, work put off, and an attribute."""
-
-    vendor_id, device_id, class_code = 0x1234, 0x5678, 0xFF0000
-    migratable = True
-    saved_attributes = ("history", "buffer", "last")
-    enforce_bus_master = False
-    msix = MsiX(vectors=4)
-    bar0 = MemoryBar(size=PAGE, registers=Registers)
-    bar2 = MemoryBar(size=1 << 18)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.history: list[int] = []
-        self.buffer = bytearray(8)
-        self.last: int | None = None
-        self.states: list[tuple[MigrationState, MigrationState]] = []
-        self.fail_in: MigrationState | None = None
-        self.loaded = 0
-
-    @bar0.on_write("go")
-    def start(self, value: int) -> None:
-        self.call_soon(self.finish, value)
-
-    def finish(self, value: int) -> None:
-        self.history.append(value)
-        self.last = value
-        self.buffer[value % 8] = 1
-        self.bar0.done = value
-        self.raise_interrupt(value % 4)
-
-    def on_state(self, old: MigrationState, new: MigrationState) -> None:
-        self.states.append((old, new))
-        if new == self.fail_in:
-            raise RuntimeError("broken")
-
-    def on_loaded(self) -> None:
-        self.loaded += 1
 
 
 @pytest.fixture
 def card() -> Card:
     return Card()
-
-
-@contextmanager
-def session(device: Device, *, strict: bool = True) -> Iterator[RawClient]:
-    with memory_session(device, strict=strict) as client:
-        client.negotiate()
-        yield client
 
 
 @pytest.fixture
@@ -338,7 +285,7 @@ REQUESTS = {
 @pytest.mark.parametrize("command", REQUESTS)
 def test_which_commands_are_carried_out(client: RawClient, state: MigrationState, command: Command) -> None:
     go_to(client, state)
-    allowed = command in ALLOWED_COMMANDS.get(state, REQUESTS)
+    allowed = command in FeatureMigration.allowed.get(state, REQUESTS)
     if command == Command.MIG_DATA_READ:
         allowed = state in (PRE_COPY, STOP_COPY)
     elif command == Command.MIG_DATA_WRITE:

@@ -196,7 +196,7 @@ def test_any_change_is_refused_or_loads(data: st.DataObject) -> None:
 def test_what_changed_is_sent_again() -> None:
     memory = bytearray(3 * PIECE)
     memory[0] = memory[PIECE] = 1
-    writer = StateWriter(dict, [memory])
+    writer = StateWriter(dict, [memory], lambda _: ())
     assert [(number, offset) for number, offset, _ in records(b"".join(writer.rehearse()))] == [(0, 0), (0, PIECE)]
     memory[PIECE] = 0
     memory[2 * PIECE] = 5
@@ -211,7 +211,7 @@ def test_what_changed_is_sent_again() -> None:
 
 def test_a_rehearsal_broken_off() -> None:
     memory = bytearray(b"\1" * 3 * PIECE)
-    writer = StateWriter(dict, [memory])
+    writer = StateWriter(dict, [memory], lambda _: ())
     rehearsal = writer.rehearse()
     sent = next(rehearsal) + next(rehearsal)
     rest = records(sent + b"".join(writer.finish()))

@@ -90,6 +90,14 @@ class DirtyLog:
                 bitmap[bit >> 3] |= 1 << (bit & 7)
         return bytes(bitmap)
 
+    def peek(self, iova: int, length: int, page_size: int) -> bytes:
+        """As ``report``, and the pages stay dirty."""
+        chunks = self._chunks.copy()
+        try:
+            return self.report(iova, length, page_size)
+        finally:
+            self._chunks = chunks
+
     def _report_same(self, first: int, pages: int, bitmap: bytearray) -> None:
         """The common case, in whole integers: logged and reported pages are the same, bits begin on a byte."""
         at = 0

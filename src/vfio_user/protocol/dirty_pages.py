@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import ClassVar
 
 from vfio_user.errors import RemoteProtocolError
 from vfio_user.protocol.dma import DmaUnmap
@@ -92,7 +93,10 @@ class DirtyPages:
         wanted: what ``GET_BITMAP`` asks for; None with the others.
         argsz: bytes of reply payload the client has room for; the 2021 client only counts the request here, and so
             gets as much of the bitmap as it said.
+        REPORT_SIZE: bytes of ``GET_BITMAP``, and of what stands before the bitmap in the reply.
     """
+
+    REPORT_SIZE: ClassVar[int] = _HEAD.size + _RANGE.size + _BITMAP.size
 
     operation: DirtyPagesFlags
     wanted: BitmapRange | None = None

@@ -3,8 +3,6 @@
 A function gets the session, the payload and the message's descriptors; it takes from the list what it keeps, and
 returns the reply. Refusals are raised: RemoteProtocolError for what breaks the protocol, DeviceError for what the
 device does not do. To support a new command, write its function and enter it in ``COMMANDS``.
-
-DIRTY_PAGES, of 0.9.1's migration, has its place here too; until then it is refused as unknown.
 """
 
 from __future__ import annotations
@@ -34,10 +32,9 @@ from vfio_user.protocol.version import VersionMessage, answer
 from vfio_user.regions import ACCESS_SIZES, Doorbell, Region
 
 if TYPE_CHECKING:
-    from vfio_user.server.migration import Migration
     from vfio_user.server.session import Session
 
-__all__ = ["COMMANDS", "Reply", "placeholder_reply"]
+__all__ = ["COMMANDS", "Limits", "Reply", "placeholder_reply"]
 
 
 class Reply(NamedTuple):
@@ -50,6 +47,20 @@ class Reply(NamedTuple):
 
     payload: bytes = b""
     fds: tuple[int, ...] = ()
+
+
+class Limits(NamedTuple):
+    """How much one message may carry.
+
+    Attributes:
+        client: bytes of data the client takes.
+        server: bytes of data it may send.
+        page_size: bytes of the pages of dirty bitmaps, as agreed on for the first protocol.
+    """
+
+    client: int
+    server: int
+    page_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,9 @@ def _get_region_info(session: Session, payload: bytes, _fds: list[int]) -> Reply
         # Listed even where one area is the whole region: SPDK maps nothing without.
         areas = tuple(MappableArea(*area) for area in region.mappable_areas)
         fds = (region.mappable_fd,)
-    reply, complete = RegionInfo(request.index, flags, region.size, areas=areas).encode(request.argsz)
+    reply, complete = RegionInfo(request.index, flags, region.size, areas=areas, region_type=region.region_type).encode(
+        request.argsz
+    )
     return Reply(reply, fds if complete else ())
 
 
@@ -212,26 +225,20 @@ def _region_write_multi(session: Session, payload: bytes, _fds: list[int]) -> Re
     return Reply(WriteMultiReply(done).encode())
 
 
-def _migration(session: Session) -> Migration:
-    return session.device.migration or session.device.prepare_migration()
+def _migrate(command: Command) -> Callable[[Session, bytes, list[int]], Reply]:
+    """What carries out a command of either migration protocol, where it is the one offered."""
 
+    def carry_out(session: Session, payload: bytes, _fds: list[int]) -> Reply:
+        migration = session.device.migration or session.device.prepare_migration()
+        operation = migration.operations.get(command)
+        if operation is None:
+            protocol = session.device.migration_protocol
+            raise RemoteProtocolError(
+                f"{command.name} is of another migration protocol than {protocol}, the one offered"
+            )
+        return Reply(operation(payload, session.limits))
 
-def _device_feature(session: Session, payload: bytes, _fds: list[int]) -> Reply:
-    migration = _migration(session)
-    try:
-        return Reply(migration.feature(payload))
-    finally:
-        session.restrict(migration.refuses_accesses)
-
-
-def _mig_data_read(session: Session, payload: bytes, _fds: list[int]) -> Reply:
-    assert session.agreement is not None
-    return Reply(_migration(session).read(payload, session.agreement.client.max_data_xfer_size))
-
-
-def _mig_data_write(session: Session, payload: bytes, _fds: list[int]) -> Reply:
-    _migration(session).write(payload, session.offer.max_data_xfer_size)
-    return Reply()
+    return carry_out
 
 
 def _reset(session: Session, _payload: bytes, _fds: list[int]) -> Reply:
@@ -254,9 +261,15 @@ COMMANDS: dict[int, Callable[[Session, bytes, list[int]], Reply]] = {
     Command.REGION_WRITE: _region_write,
     Command.DEVICE_RESET: _reset,
     Command.REGION_WRITE_MULTI: _region_write_multi,
-    Command.DEVICE_FEATURE: _device_feature,
-    Command.MIG_DATA_READ: _mig_data_read,
-    Command.MIG_DATA_WRITE: _mig_data_write,
+    **{
+        command: _migrate(command)
+        for command in (
+            Command.DEVICE_FEATURE,
+            Command.MIG_DATA_READ,
+            Command.MIG_DATA_WRITE,
+            Command.DIRTY_PAGES,
+        )
+    },
 }
 
 

@@ -7,13 +7,13 @@ every region by hand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from vfio_user.errors import InvalidAccess, StateError
+from vfio_user.errors import DefinitionError, InvalidAccess, StateError
 from vfio_user.interrupts import Interrupts
 from vfio_user.memory import Dma
 from vfio_user.pci.registers import ResetKind
-from vfio_user.protocol.constants import NUM_PCI_REGIONS, DeviceFlags, IrqIndex
+from vfio_user.protocol.constants import NUM_PCI_REGIONS, DeviceFlags, IrqIndex, RegionIndex
 from vfio_user.protocol.device import DeviceInfo
 from vfio_user.regions import EmptyRegion, Region
 from vfio_user.server.deferred import DeferredWork
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from vfio_user.protocol.migration import MigrationState
     from vfio_user.server.migration import Migration
 
-__all__ = ["Device"]
+__all__ = ["Device", "MigrationProtocol"]
+
+#: How a client can migrate a device: by the commands of today's specification, by those of 0.9.1 (a tenth region), or
+#: not at all.
+MigrationProtocol = Literal["v2", "v1", "off"]
 
 _EMPTY = EmptyRegion()
 
@@ -43,6 +47,7 @@ class Device:
         dma: the client's memory.
         ioeventfds: the eventfds of those regions' doorbells; the server's to use.
         migratable: a client can migrate it. What is needed for that, ``PciDevice`` has.
+        migration_protocol: how; see ``offer_migration``.
         migration: its migration; None until a client asks for one. The server's to use.
         deferred: keeps back work put off while the device is stopped.
 
@@ -57,6 +62,7 @@ class Device:
     num_regions: int = NUM_PCI_REGIONS
     num_irqs: int = len(IrqIndex)
     migratable: ClassVar[bool] = False
+    migration_protocol: MigrationProtocol = "v2"
 
     def __init__(self, *, irqs: dict[IrqIndex, int] | None = None) -> None:
         self.interrupts = Interrupts(irqs or {})
@@ -153,13 +159,47 @@ class Device:
 
     # Being migrated.
 
+    def offer_migration(self, protocol: MigrationProtocol) -> None:
+        """Says how clients may migrate the device from now on.
+
+        Args:
+            protocol: "v2", today's, which needs no offer; "v1", that of 0.9.1, which makes a tenth region (clients
+                that insist on nine do not like it); or "off".
+
+        Raises:
+            StateError: a client is connected.
+            DefinitionError: "v1" of a device that cannot be migrated, or has a region 9 of its own.
+            ValueError: there is no such protocol.
+        """
+        if protocol not in get_args(MigrationProtocol):
+            raise ValueError(f"migration {protocol!r} is none of {', '.join(get_args(MigrationProtocol))}")
+        if self._is_connected:
+            raise StateError("how a device is migrated cannot change while a client is connected: say it before")
+        if protocol == self.migration_protocol:
+            return
+        name = type(self).__name__
+        if protocol == "v1" and not self.migratable:
+            raise DefinitionError(f"a {name} cannot be migrated: migratable is False in its class")
+        if protocol == "v1" and type(self).num_regions != NUM_PCI_REGIONS:
+            raise DefinitionError(
+                f"a {name} has {self.num_regions} regions; the first protocol needs number 9 for itself"
+            )
+        self.migration = None
+        self._regions.pop(RegionIndex.MIGRATION, None)
+        self.migration_protocol = protocol
+        self.num_regions = type(self).num_regions
+        if protocol == "v1":
+            self.num_regions += 1
+            self.prepare_migration()
+
     def prepare_migration(self) -> Migration:
         """Makes ``migration``, a client having asked for it; the server calls this.
 
         Raises:
             InvalidAccess: the device cannot be migrated.
         """
-        raise InvalidAccess(f"a {type(self).__name__} cannot be migrated: migratable is False in its class")
+        why = "migratable is False in its class" if not self.migratable else "its server does not offer it"
+        raise InvalidAccess(f"a {type(self).__name__} cannot be migrated: {why}")
 
     def hold(self) -> None:
         """Stops the device: no deferred work, no interrupts, no DMA until ``release``. The server calls this."""

@@ -1,49 +1,40 @@
 """Migration: what a client makes of a device by setting its state, and the log of the pages it wrote.
 
-The states, and the way from each to each, are ``vfio_user.protocol.migration``. Here is what each single step does, and
-which commands are carried out in which state; both are tables.
+There are two protocols for it, and one device. Here is what they share: the states, what each step between them does,
+the bytes that are saved and restored, the log. ``migration_features`` and ``migration_region`` put the commands of the
+second and of the first protocol on top. The states, and the way from each to each, are those of the second,
+``vfio_user.protocol.migration``, for it has all that the first has.
 
 Saving: on the way to STOP_COPY the device is stopped, and its state is made piece by piece while the client reads it.
-In PRE_COPY it runs, and the memory behind its BARs can be read already; what has changed by then is sent again at the
-end.
+In PRE_COPY it runs, and the memory behind its BARs can be read already, as can chunks of the device's own; what has
+changed by then is sent again at the end.
 
 Restoring: what the client writes in RESUMING is collected, and put into effect by the step to STOP. If it is no state
 of this device, that step fails, nothing has changed, and the device stays in RESUMING with nothing collected. When a
 step fails in any other way nobody knows what state the device is in, and it says so: ERROR, until it is reset.
 
 A client that goes takes its migration with it: the next one finds the device running.
-
-Spec: "VFIO_USER_DEVICE_FEATURE", "VFIO_USER_MIG_DATA_READ", "VFIO_USER_MIG_DATA_WRITE".
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vfio_user.errors import DeviceError, DmaNotMapped, InvalidAccess, Unsupported
 from vfio_user.memory import DirtyLog
 from vfio_user.protocol.constants import Command
-from vfio_user.protocol.feature import (
-    DeviceFeature,
-    DirtyReport,
-    DmaLoggingStart,
-    Feature,
-    FeatureFlags,
-    MigrationFlags,
-    MigrationStateData,
-    MigrationSupport,
-    bitmap_size,
-)
-from vfio_user.protocol.migration import MigDataRead, MigDataReadReply, MigDataWrite, MigrationState, next_state
-from vfio_user.protocol.payload import check_argsz
+from vfio_user.protocol.feature import bitmap_size
+from vfio_user.protocol.migration import MigrationState, next_state
 
 if TYPE_CHECKING:
+    from vfio_user.server.commands import Limits
     from vfio_user.server.pci_device import PciDevice
     from vfio_user.server.saved_state import StateWriter
 
-__all__ = ["ALLOWED_COMMANDS", "Migration"]
+__all__ = ["REGION_ACCESSES", "Migration", "Saving"]
 
 log = logging.getLogger("vfio_user.server")
 
@@ -54,57 +45,69 @@ _STOP_COPY = MigrationState.STOP_COPY
 _RESUMING = MigrationState.RESUMING
 _PRE_COPY = MigrationState.PRE_COPY
 
-_REGION_ACCESSES = frozenset({Command.REGION_READ, Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
-
-#: The commands that are carried out in a state; where it is not listed, all. As libvfio-user has it: a stopped device
-#: may be looked at, until its state is being read.
-ALLOWED_COMMANDS: Mapping[MigrationState, frozenset[int]] = {
-    _STOP: _REGION_ACCESSES | {Command.DEVICE_FEATURE},
-    _STOP_COPY: frozenset({Command.DEVICE_FEATURE, Command.MIG_DATA_READ}),
-}
+#: What a stopped device is looked at with, in both protocols, as libvfio-user has it.
+REGION_ACCESSES = frozenset({Command.REGION_READ, Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 
 #: Bytes of the largest dirty bitmap made: what QEMU says as ``max_bitmap_size``.
 _MAX_BITMAP = 256 << 20
 
 
-class _Reading:
-    """The bytes a client is reading, out of pieces of any size."""
+class Saving:
+    """What a client is reading: the bytes of a state, out of pieces of any size.
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    Args:
+        writer: makes the pieces.
+        pieces: those of the moment; an empty one says that there are no more now, but may be later.
+    """
+
+    def __init__(self, writer: StateWriter, pieces: Iterator[bytes]) -> None:
+        self._writer = writer
         self._pieces = pieces
         self._left = bytearray()
 
-    def go_on_with(self, pieces: Iterator[bytes]) -> None:
-        """Replaces the pieces nobody has asked for yet."""
-        self._pieces = pieces
+    def stopped(self) -> None:
+        """The device runs no more: what nobody has asked for yet is made anew, and then comes the end."""
+        self._pieces = self._writer.finish()
 
     def take(self, size: int) -> bytes:
-        """The next bytes; fewer than ``size`` are the last."""
+        """The next bytes; fewer than ``size`` are the last, or the last for now."""
         left = self._left
-        while len(left) < size and (piece := next(self._pieces, None)) is not None:
+        while len(left) < size and (piece := next(self._pieces, b"")):
             left += piece
         taken = bytes(left[:size])
         del left[:size]
         return taken
 
+    def put_back(self, data: bytes) -> None:
+        """Takes back what was taken last, and not read."""
+        self._left[:0] = data
 
-class Migration:
-    """The migration of one device.
+    @property
+    def remaining(self) -> int:
+        """Bytes that follow, at most, as far as is known before they are made."""
+        return len(self._left) + self._writer.remaining
+
+
+class Migration(ABC):
+    """The migration of one device, by either protocol.
 
     Args:
         device: a device whose class says ``migratable = True``.
 
     Attributes:
+        allowed: the commands that are carried out in a state; where it is not listed, all.
         state: the state it is in.
+        saving: what the client reads, in PRE_COPY and STOP_COPY; None in other states.
 
     Threading: session thread.
     """
 
+    allowed: ClassVar[Mapping[MigrationState, frozenset[int]]]
+
     def __init__(self, device: PciDevice) -> None:
         self.state = _RUNNING
+        self.saving: Saving | None = None
         self._device = device
-        self._writer: StateWriter | None = None
-        self._reading: _Reading | None = None
         self._received = bytearray()
         # Every step in ARCS has its entry; the value does what the step takes.
         self._steps: Mapping[tuple[MigrationState, MigrationState], Callable[[], None]] = {
@@ -118,33 +121,30 @@ class Migration:
             (_PRE_COPY, _RUNNING): self._end_saving,
             (_PRE_COPY, _STOP_COPY): self._end_rehearsal,
         }
-        self._features: Mapping[Feature, Callable[[DeviceFeature, bytes], bytes]] = {
-            Feature.MIGRATION: self._support,
-            Feature.MIG_DEVICE_STATE: self._device_state,
-            Feature.DMA_LOGGING_START: self._start_log,
-            Feature.DMA_LOGGING_STOP: self._stop_log,
-            Feature.DMA_LOGGING_REPORT: self._report,
-        }
 
     # What happens to it.
 
-    def check_command(self, command: int) -> None:
+    def check_command(self, command: int, payload: bytes) -> None:
         """Checks that a command is carried out in the state the device is in.
 
         Raises:
             InvalidAccess: it is not.
         """
-        allowed = ALLOWED_COMMANDS.get(self.state)
+        allowed = self.allowed.get(self.state)
         if allowed is not None and command not in allowed:
             raise InvalidAccess(
                 f"a device in {self.state.name} carries out only {', '.join(sorted(Command(c).name for c in allowed))}"
             )
 
     @property
+    @abstractmethod
+    def operations(self) -> Mapping[int, Callable[[bytes, Limits], bytes]]:
+        """What carries out each command of this protocol: payload and limits in, the reply's payload out."""
+
+    @property
     def refuses_accesses(self) -> bool:
-        """Its regions cannot be read or written now."""
-        allowed = ALLOWED_COMMANDS.get(self.state)
-        return allowed is not None and Command.REGION_READ not in allowed
+        """The device's regions cannot be read or written now: it is being saved."""
+        return self.state == _STOP_COPY
 
     def was_reset(self) -> None:
         """The device was reset: that is the way out of ERROR. Other states stay, as in libvfio-user."""
@@ -204,21 +204,20 @@ class Migration:
         self._device.hold()
 
     def _begin_saving(self) -> None:
-        self._writer = self._device.state.writer()
-        self._reading = _Reading(self._writer.finish())
+        writer = self._device.state.writer()
+        self.saving = Saving(writer, writer.finish())
 
     def _begin_rehearsal(self) -> None:
-        self._writer = self._device.state.writer()
-        self._reading = _Reading(self._writer.rehearse())
+        writer = self._device.state.writer()
+        self.saving = Saving(writer, writer.rehearse())
 
     def _end_rehearsal(self) -> None:
         self._stop()
-        assert self._reading is not None
-        assert self._writer is not None
-        self._reading.go_on_with(self._writer.finish())
+        assert self.saving is not None
+        self.saving.stopped()
 
     def _end_saving(self) -> None:
-        self._writer = self._reading = None
+        self.saving = None
 
     def _restore(self) -> None:
         received, self._received[:] = bytes(self._received), b""
@@ -234,42 +233,41 @@ class Migration:
         self._received.clear()
         self._end_saving()
 
-    # The commands.
+    # The data, and the log.
 
-    def feature(self, payload: bytes) -> bytes:
-        """DEVICE_FEATURE: the reply's payload.
+    def take(self, size: int) -> bytes:
+        """The next bytes of the state that is being saved.
 
         Raises:
-            RemoteProtocolError: there is no such feature or operation, or no room for the reply.
-            DeviceError: it cannot be done now; its errno.
+            InvalidAccess: nothing is being saved.
+            DefinitionError: the device holds what cannot be saved; its state is ERROR now.
         """
-        request = DeviceFeature.decode(payload)
-        request.check_supported()
-        if request.operation & FeatureFlags.PROBE:
-            check_argsz(request.argsz, len(payload), "DEVICE_FEATURE")
-            return payload
-        feature = Feature(request.feature)
-        if request.operation == FeatureFlags.SET:
-            check_argsz(request.argsz, len(payload), "DEVICE_FEATURE")
-            self._features[feature](request, payload[DeviceFeature.SIZE :])
-            return payload
-        data = self._features[feature](request, payload[DeviceFeature.SIZE :])
-        return DeviceFeature(feature, request.operation, DeviceFeature.SIZE + len(data)).encode() + data
+        if self.saving is None:
+            raise InvalidAccess(f"a device in {self.state.name} has no state to read: it needs STOP_COPY or PRE_COPY")
+        try:
+            return self.saving.take(size)
+        except Exception:
+            self._break()
+            raise
 
-    def _support(self, request: DeviceFeature, _data: bytes) -> bytes:
-        check_argsz(request.argsz, DeviceFeature.SIZE + MigrationSupport.SIZE, "feature MIGRATION")
-        return MigrationSupport(MigrationFlags.STOP_COPY | MigrationFlags.PRE_COPY).encode()
+    def put(self, data: bytes) -> None:
+        """Collects the next bytes of the state that is being restored.
 
-    def _device_state(self, request: DeviceFeature, data: bytes) -> bytes:
-        if request.operation == FeatureFlags.SET:
-            self.go_to(MigrationStateData.decode(data).state)
-            return b""
-        check_argsz(request.argsz, DeviceFeature.SIZE + MigrationStateData.SIZE, "feature MIG_DEVICE_STATE")
-        return MigrationStateData(self.state).encode()
+        Raises:
+            InvalidAccess: nothing is being restored, or there are more bytes than any state of this device has.
+        """
+        if self.state != _RESUMING:
+            raise InvalidAccess(f"a device in {self.state.name} takes no state: it needs RESUMING")
+        if len(self._received) + len(data) > self._device.state.max_size:
+            raise InvalidAccess(f"more than {self._device.state.max_size} bytes of state: this device has less")
+        self._received += data
 
-    def _start_log(self, _request: DeviceFeature, data: bytes) -> bytes:
-        # Everything is logged, whatever ranges are asked for: what nobody asks a report of costs an integer a chunk.
-        page_size = DmaLoggingStart.decode(data).page_size
+    def start_log(self, page_size: int) -> None:
+        """Begins to log what the device writes, everywhere.
+
+        Raises:
+            InvalidAccess: the page size is impossible, or pages of another are logged already.
+        """
         dma = self._device.dma
         if dma.dirty_log is None:
             dma.dirty_log = DirtyLog(page_size)
@@ -278,71 +276,43 @@ class Migration:
                 f"dirty pages are logged by {dma.dirty_log.page_size} bytes already: stop that before logging by "
                 f"{page_size}"
             )
-        return b""
 
-    def _stop_log(self, _request: DeviceFeature, _data: bytes) -> bytes:
+    def stop_log(self) -> None:
+        """Ends it; nothing happens if there was none."""
         self._device.dma.dirty_log = None
-        return b""
 
-    def _report(self, request: DeviceFeature, data: bytes) -> bytes:
-        wanted = DirtyReport.decode(data)
+    def report(
+        self, iova: int, length: int, page_size: int, check_room: Callable[[int], None], *, keep: bool = False
+    ) -> bytes:
+        """Takes the bitmap of a range out of the log.
+
+        Args:
+            iova: where the range begins.
+            length: bytes.
+            page_size: bytes a bit stands for.
+            check_room: is told the size of the bitmap before anything is taken out; raises what it does not like.
+            keep: nothing is taken out.
+
+        Raises:
+            InvalidAccess: there is no log, or it cannot tell that.
+            Unsupported: the range begins inside a mapping.
+            DmaNotMapped: nothing is mapped there.
+        """
         dma = self._device.dma
         if dma.dirty_log is None:
-            raise InvalidAccess("a report of dirty pages while none are logged: DMA_LOGGING_START comes first")
-        dma.dirty_log.check_report(wanted.iova, wanted.length, wanted.page_size)
-        size = bitmap_size(wanted.length, wanted.page_size)
-        check_argsz(request.argsz, DeviceFeature.SIZE + DirtyReport.SIZE + size, "feature DMA_LOGGING_REPORT")
+            raise InvalidAccess("a report of dirty pages while none are logged: start logging first")
+        dma.dirty_log.check_report(iova, length, page_size)
+        size = bitmap_size(length, page_size)
+        check_room(size)
         if size > _MAX_BITMAP:
             raise InvalidAccess(f"a dirty bitmap of {size} bytes; at most {_MAX_BITMAP} are made: ask for a part")
-        mapping = dma.lookup(wanted.iova)
+        mapping = dma.lookup(iova)
         if mapping is None:
-            raise DmaNotMapped(f"a report of dirty pages at {wanted.iova:#x}, where nothing is mapped")
-        if mapping.iova != wanted.iova:
-            raise Unsupported(f"a report of dirty pages from {wanted.iova:#x}, which is inside {mapping}")
-        return wanted.encode() + dma.dirty_log.report(wanted.iova, wanted.length, wanted.page_size)
-
-    def read(self, payload: bytes, limit: int) -> bytes:
-        """MIG_DATA_READ: the reply's payload.
-
-        Args:
-            payload: the request's.
-            limit: bytes of data the client takes in one message.
-
-        Raises:
-            RemoteProtocolError: the request is malformed.
-            InvalidAccess: nothing is being saved, or more bytes are asked for than the client takes.
-            DefinitionError: the device holds what cannot be saved; its state is ERROR now.
-        """
-        size = MigDataRead.decode(payload).size
-        if self._reading is None:
-            raise InvalidAccess(f"MIG_DATA_READ of a device in {self.state.name}: it needs STOP_COPY or PRE_COPY")
-        if size > limit:
-            raise InvalidAccess(f"MIG_DATA_READ of {size} bytes; the client takes {limit} (max_data_xfer_size)")
-        try:
-            return MigDataReadReply(self._reading.take(size)).encode()
-        except Exception:
-            self._break()
-            raise
-
-    def write(self, payload: bytes, limit: int) -> None:
-        """MIG_DATA_WRITE.
-
-        Args:
-            payload: the request's.
-            limit: bytes of data one message may have.
-
-        Raises:
-            RemoteProtocolError: the request is malformed.
-            InvalidAccess: nothing is being restored, or there are more bytes than any state of this device has.
-        """
-        data = MigDataWrite.decode(payload).data
-        if self.state != _RESUMING:
-            raise InvalidAccess(f"MIG_DATA_WRITE to a device in {self.state.name}: it needs RESUMING")
-        if len(data) > limit:
-            raise InvalidAccess(f"MIG_DATA_WRITE of {len(data)} bytes; at most {limit} go in one message")
-        if len(self._received) + len(data) > self._device.state.max_size:
-            raise InvalidAccess(f"more than {self._device.state.max_size} bytes of state: this device has less")
-        self._received += data
+            raise DmaNotMapped(f"a report of dirty pages at {iova:#x}, where nothing is mapped")
+        if mapping.iova != iova:
+            raise Unsupported(f"a report of dirty pages from {iova:#x}, which is inside {mapping}")
+        take = dma.dirty_log.peek if keep else dma.dirty_log.report
+        return take(iova, length, page_size)
 
 
 class _NotAState(Exception):

@@ -18,10 +18,11 @@ register language.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+from vfio_user.errors import InvalidAccess
 from vfio_user.pci.capabilities.power_management import PowerState
 from vfio_user.pci.events import FunctionEvents
 from vfio_user.pci.function import PciAttributes, PciFunction, build_function
@@ -51,6 +52,8 @@ class PciDevice(Device, PciAttributes):
             BAR stands in ``saved_attributes``.
         saved_attributes: names of attributes that are saved with the registers: plain values, as JSON has them, or
             bytes. ``on_loaded`` sees to the rest.
+        chunks_limit: bytes of all chunks ``load_chunk`` may be given for one state: it bounds what a client can make us
+            keep.
         state_version: raise it when the meaning of ``saved_attributes`` changes; states of other versions are refused.
         function: the PCI function: what software configured, as properties.
 
@@ -65,6 +68,7 @@ class PciDevice(Device, PciAttributes):
     enforce_bus_master: ClassVar[bool] = True
     saved_attributes: ClassVar[tuple[str, ...]] = ()
     state_version: ClassVar[int] = 1
+    chunks_limit: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.function: PciFunction = build_function(
@@ -118,6 +122,27 @@ class PciDevice(Device, PciAttributes):
         No hook ran for the registers. The device may be stopped still; work put off then waits.
         """
 
+    def save_chunks(self, stopped: bool) -> Iterable[bytes]:
+        """Saves what is too large for ``saved_attributes``, or not kept here at all, in chunks of the device's own.
+
+        A client that migrates the device takes them while it runs, if it rehearses (PRE_COPY): then this is called with
+        ``stopped`` false, and is usually a generator. To yield ``b""`` is to have nothing more at the moment. At the
+        end it is called once more, with ``stopped`` true, for what has changed since; without a rehearsal, for all.
+
+        Returns:
+            The chunks, each of less than 4 GiB; ``load_chunk`` gets them in this order.
+        """
+        del stopped
+        return ()
+
+    def load_chunk(self, chunk: memoryview) -> None:
+        """Loads a chunk of a saved state. Registers and attributes have been put back; ``on_loaded`` comes later.
+
+        Raises:
+            Exception: it is none of this device's. Where a client migrates the device, its state is ERROR then.
+        """
+        raise InvalidAccess(f"saved state: a chunk of {len(chunk)} bytes, and {type(self).__name__} has no load_chunk")
+
     # Interrupts, whichever kind the driver chose.
 
     def raise_interrupt(self, vector: int = 0) -> None:
@@ -164,11 +189,19 @@ class PciDevice(Device, PciAttributes):
 
     def prepare_migration(self) -> Migration:
         """See ``Device.prepare_migration``."""
-        if not self.migratable:
+        if not self.migratable or self.migration_protocol == "off":
             return super().prepare_migration()
-        from vfio_user.server.migration import Migration  # a server listens sooner without it
+        # A server listens sooner without these.
+        if self.migration_protocol == "v1":
+            from vfio_user.server.migration_region import RegionMigration
 
-        self.migration = Migration(self)
+            migration = RegionMigration(self)
+            self.set_region(RegionIndex.MIGRATION, migration.region)
+            self.migration = migration
+        else:
+            from vfio_user.server.migration_features import FeatureMigration
+
+            self.migration = FeatureMigration(self)
         return self.migration
 
     @cached_property

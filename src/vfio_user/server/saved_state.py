@@ -4,12 +4,14 @@
 
     preamble        8 bytes of magic, u32 version of this format, u32 0
     record ...      u32 memory, u32 bytes, u64 offset; so many bytes of that memory, from that offset on
+    record ...      u32 0xFFFFFFFD, u32 bytes, u64 0; a chunk of the device's own
     record          u32 0xFFFFFFFE, u32 bytes, u64 0; the description: JSON
     record          u32 0xFFFFFFFF, u32 0, u64 0: the end, so that what was cut off is noticed
 
 All numbers are little-endian. Memories are numbered in the order of their names; what no record writes is zero. The
 description comes behind them, so that memory can be sent while the device still runs (PRE_COPY): at the end, a piece is
-sent once more if it has changed since.
+sent once more if it has changed since. Chunks are the device's business (``PciDevice.save_chunks``), but for their
+order, which is kept.
 
 The description names everything: which class, in which version, its registers, its pending interrupts, and the
 attributes it declares in ``saved_attributes``.
@@ -20,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import DefinitionError, InvalidAccess
@@ -35,6 +37,7 @@ _PREAMBLE = struct.Struct("<8sII")
 _RECORD = struct.Struct("<IIQ")
 _MAGIC = b"vfu-stat"
 _VERSION = 1
+_CHUNK = 0xFFFF_FFFD
 _DESCRIPTION = 0xFFFF_FFFE
 _END = 0xFFFF_FFFF
 
@@ -55,7 +58,7 @@ class DeviceState:
 
     Attributes:
         max_size: bytes of the longest string of bytes that can be its state, four times everything allowing for
-            memory that is sent again.
+            memory that is sent again, and ``chunks_limit`` for its own chunks.
 
     Raises:
         DefinitionError: it has a region that cannot be saved.
@@ -68,10 +71,11 @@ class DeviceState:
         self._function = FunctionState(device.function)
         self._memories = [memory for _, memory in sorted(self._function.memories.items())]
         self.max_size = _MAX_DESCRIPTION + 4 * sum(len(memory) + _RECORD.size for memory in self._memories)
+        self.max_size += device.chunks_limit
 
     def writer(self) -> StateWriter:
         """Begins to save."""
-        return StateWriter(self._describe, self._memories)
+        return StateWriter(self._describe, self._memories, self._device.save_chunks)
 
     def _describe(self) -> dict[str, Any]:
         device = self._device
@@ -87,12 +91,12 @@ class DeviceState:
         """Checks a saved state, without changing anything.
 
         Returns:
-            A function that puts it back: registers, memory, attributes, then interrupts. Hooks do not run.
+            A function that puts it back: registers, memory, attributes, chunks, then interrupts. Hooks do not run.
 
         Raises:
             InvalidAccess: it is not a whole state of such a device; the text names what is wrong.
         """
-        description, pieces = self._parse(memoryview(data))
+        description, pieces, chunks = self._parse(memoryview(data))
         device = self._device
         name, version = description.get("device"), description.get("version")
         if name != type(device).__name__:
@@ -113,12 +117,14 @@ class DeviceState:
                 self._memories[number][offset : offset + len(piece)] = piece
             for attribute, value in attributes.items():
                 _set(device, attribute, value)
+            for chunk in chunks:
+                device.load_chunk(chunk)
             restore_interrupts()
 
         return put_back
 
-    def _parse(self, data: memoryview) -> tuple[dict[str, Any], list[tuple[int, int, memoryview]]]:
-        """Cuts the bytes up; returns the description, and (memory, offset, bytes) of each piece."""
+    def _parse(self, data: memoryview) -> tuple[dict[str, Any], list[tuple[int, int, memoryview]], list[memoryview]]:
+        """Cuts the bytes up; returns the description, (memory, offset, bytes) of each piece, and the chunks."""
         if len(data) < _PREAMBLE.size:
             raise InvalidAccess(f"saved state: {len(data)} bytes are none")
         magic, version, _ = _PREAMBLE.unpack_from(data)
@@ -127,6 +133,7 @@ class DeviceState:
         if version != _VERSION:
             raise InvalidAccess(f"saved state: version {version} of the format; this library reads {_VERSION}")
         pieces: list[tuple[int, int, memoryview]] = []
+        chunks: list[memoryview] = []
         description: object = None
         at = _PREAMBLE.size
         while True:
@@ -145,6 +152,8 @@ class DeviceState:
                     description = json.loads(bytes(content))
                 except (ValueError, RecursionError) as exc:
                     raise InvalidAccess(f"saved state: its description is no JSON: {exc}") from exc
+            elif number == _CHUNK:
+                chunks.append(content)
             elif number >= len(self._memories) or offset + size > len(self._memories[number]):
                 raise InvalidAccess(
                     f"saved state: [{offset:#x}, {offset + size:#x}) of memory {number} is none of this device's"
@@ -155,7 +164,7 @@ class DeviceState:
             raise InvalidAccess(f"saved state: {len(data) - at} bytes follow its end")
         if not isinstance(description, dict):
             raise InvalidAccess("saved state: it has no description")
-        return description, pieces
+        return description, pieces, chunks
 
     def _check_attributes(self, saved: object) -> dict[str, Any]:
         device = self._device
@@ -183,26 +192,43 @@ class StateWriter:
     Args:
         describe: gives the description, once the device is stopped.
         memories: the device's.
+        chunks: the device's ``save_chunks``.
+
+    Attributes:
+        remaining: bytes of memory that have not been looked at yet, this time through.
 
     Threading: session thread.
     """
 
-    def __init__(self, describe: Callable[[], Mapping[str, Any]], memories: list[bytearray | memoryview]) -> None:
+    def __init__(
+        self,
+        describe: Callable[[], Mapping[str, Any]],
+        memories: list[bytearray | memoryview],
+        chunks: Callable[[bool], Iterable[bytes]],
+    ) -> None:
         self._describe = describe
         self._memories = memories
+        self._chunks = chunks
+        self.remaining = 0
         self._begun = False
         #: What was sent of each piece last, as a hash, so that memory need not be kept twice.
         self._sent: dict[tuple[int, int], bytes] = {}
 
     def rehearse(self) -> Iterator[bytes]:
-        """What can be sent while the device runs: its memory, as far as it is not zero."""
+        """What can be sent while the device runs: its memory, as far as it is not zero, and chunks of its own.
+
+        An empty piece says that there is nothing more at the moment.
+        """
         yield from self._preamble()
         yield from self._changed()
+        for chunk in self._chunks(False):
+            yield _chunk_record(chunk)
 
     def finish(self) -> Iterator[bytes]:
         """The rest, the device being stopped; all of it where nothing was sent before."""
         yield from self._preamble()
         yield from self._changed()
+        yield from filter(None, map(_chunk_record, self._chunks(True)))
         description = json.dumps(self._describe(), separators=(",", ":")).encode()
         yield _RECORD.pack(_DESCRIPTION, len(description), 0) + description
         yield _RECORD.pack(_END, 0, 0)
@@ -213,9 +239,11 @@ class StateWriter:
             yield _PREAMBLE.pack(_MAGIC, _VERSION, 0)
 
     def _changed(self) -> Iterator[bytes]:
+        self.remaining = sum(map(len, self._memories))
         for number, memory in enumerate(self._memories):
             for offset in range(0, len(memory), _PIECE):
                 piece = bytes(memory[offset : offset + _PIECE])
+                self.remaining -= len(piece)
                 key = number, offset
                 last = self._sent.get(key)
                 if last is None and not any(piece):
@@ -224,6 +252,10 @@ class StateWriter:
                 if digest != last:
                     self._sent[key] = digest
                     yield _RECORD.pack(number, len(piece), offset) + piece
+
+
+def _chunk_record(chunk: bytes) -> bytes:
+    return _RECORD.pack(_CHUNK, len(chunk), 0) + chunk if chunk else b""
 
 
 def _clear(memory: bytearray | memoryview) -> None:

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vfio_user.errors import ConnectionClosedError, StateError
-from vfio_user.server.device import Device
+from vfio_user.server.device import Device, MigrationProtocol
 from vfio_user.server.loop import EventLoop, Watch
 from vfio_user.server.watchdog import watchdog
 from vfio_user.transport.address import Address, parse_address
@@ -59,6 +59,7 @@ class Server:
         group: group of a socket file, by name or number.
         loop: the loop to work on; None for one of its own.
         observer: is shown every message.
+        migration: how clients may migrate it: see ``Device.offer_migration``; None leaves that as it is.
         strict: exceptions of device code that are not DeviceError end the server and are raised by ``run``,
             ``process``, ``serve_async``, ``join`` or the end of a ``with`` statement; for tests.
 
@@ -70,6 +71,7 @@ class Server:
     Raises:
         AddressError: the address means nothing.
         ConnectError: it cannot listen there.
+        DefinitionError: the device cannot be migrated in the way that is asked for.
 
     Ownership: ``close`` it, or use it in a ``with`` statement: the socket file goes, a connected client is cut off, and
     its mappings and eventfds are dropped. The device stays usable.
@@ -87,6 +89,7 @@ class Server:
         group: str | int | None = None,
         loop: EventLoop | None = None,
         observer: Observer | None = None,
+        migration: MigrationProtocol | None = None,
         strict: bool = False,
     ) -> None:
         self.device = device
@@ -105,6 +108,8 @@ class Server:
         self._finished = threading.Event()
         self._failure: BaseException | None = None
         self._closed = False
+        if migration is not None:
+            device.offer_migration(migration)
         self._listener: Listener = listen(parse_address(address), mode=mode, group=group)
         self.address: Address = self._listener.address
         device.attach(self.loop)

@@ -28,12 +28,12 @@ from vfio_user.errors import (
     RemoteProtocolError,
     VersionError,
 )
-from vfio_user.protocol.constants import HEADER_SIZE, Command, RegionIndex
+from vfio_user.protocol.constants import DEFAULT_PAGE_SIZES, HEADER_SIZE, Command, RegionIndex
 from vfio_user.protocol.framing import FrameBuffer, close_fds
 from vfio_user.protocol.header import Header, command_name, error_reply, reply_header
 from vfio_user.protocol.region import ACCESS_MESSAGE
 from vfio_user.protocol.version import Agreement, Capabilities
-from vfio_user.server.commands import COMMANDS, Reply, placeholder_reply
+from vfio_user.server.commands import COMMANDS, Limits, Reply, placeholder_reply
 from vfio_user.server.message_dma import ClientMemory
 from vfio_user.server.message_path import message_path
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, carries_fds, send_some
@@ -123,6 +123,8 @@ class Session:
         # QEMU reads a ROM with one message, and not at all if that is more than it was told a message may carry.
         largest = max(OFFER.max_data_xfer_size, device.region(RegionIndex.ROM).size)
         self.offer = replace(OFFER, max_data_xfer_size=largest)
+        if device.migration_protocol == "v1":
+            self.offer = replace(self.offer, migration_pgsize=DEFAULT_PAGE_SIZES)
         if not carries_fds(channel):
             self.offer = replace(self.offer, max_msg_fds=0, twin_socket=False)
         self.agreement: Agreement | None = None
@@ -307,13 +309,16 @@ class Session:
             return
         memory.client_waits = memory.in_reception = True
         try:
-            if not memory.held or memory.carry_out_held():
-                if ordinarily:
-                    self.consume_ordinarily(count)
-                else:
-                    self._consume(count)
-            else:
+            if memory.held:
+                # What came counts first: device code may wait for DMA in there, and then more is received behind it.
                 self._frames.end += count
+                count = 0
+                if not memory.carry_out_held():
+                    return
+            if ordinarily:
+                self.consume_ordinarily(count)
+            else:
+                self._consume(count)
         finally:
             memory.client_waits = memory.in_reception = False
 
@@ -422,9 +427,19 @@ class Session:
         self.agreement = agreement
         self.device.dma.messenger = self.client_memory
         if self._observer is None:
-            regions = [self.device.region(index) for index in range(self.device.num_regions)]
+            # Not the migration region: what is written there can be such that other accesses are refused.
+            number = min(self.device.num_regions, RegionIndex.MIGRATION)
+            regions = [self.device.region(index) for index in range(number)]
             self._consume = message_path(self, self._frames, self._channel, regions)
         return self.client_memory.open_twin() if agreement.server.twin_socket else ()
+
+    @property
+    def limits(self) -> Limits:
+        """How much one message may carry; once the version is negotiated."""
+        assert self.agreement is not None
+        client, server = self.agreement.client, self.agreement.server
+        page_size = server.migration_pgsize or DEFAULT_PAGE_SIZES
+        return Limits(client.max_data_xfer_size, self.offer.max_data_xfer_size, page_size)
 
     def restrict(self, restricted: bool) -> None:
         """Says whether register accesses are refused from now on: then all messages go the ordinary way, to be told."""
@@ -447,8 +462,13 @@ class Session:
         if not payload and header.command not in (Command.DEVICE_RESET, Command.VERSION):
             raise RemoteProtocolError(f"{command_name(header.command)} came without its payload")
         if self.device.migration is not None:
-            self.device.migration.check_command(header.command)
-        return command(self, payload, fds)
+            self.device.migration.check_command(header.command, payload)
+        try:
+            return command(self, payload, fds)
+        finally:
+            migration = self.device.migration
+            if migration is not None:
+                self.restrict(migration.refuses_accesses)
 
     def failure(self, header: Header, exc: Exception, payload: bytes | bytearray) -> bytes | None:
         """Logs why a command failed, and returns the reply that says so, if one is wanted."""
