@@ -15,6 +15,7 @@ from tests.cli.support import Outcome, agree, program, receive, serving
 from tests.support.systemd import activated
 from vfio_user.cli.common import runtime_folder
 from vfio_user.devices.registry import SHIPPED
+from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
 from vfio_user.protocol.header import command_header
 from vfio_user.protocol.region import RegionAccess
 
@@ -337,6 +338,24 @@ def test_malformed_numbers(run: Run, option: str, complaint: str) -> None:
     outcome = run("serve", "lamp.py", option)
     assert outcome.status == 2
     assert outcome.stderr.endswith(f"{complaint}\n")
+
+
+@pytest.mark.parametrize(("words", "regions"), [([], 9), (["--migration=v1"], 10), (["--migration=off"], 9)])
+def test_the_first_migration_protocol_makes_a_tenth_region(folder: Path, words: list[str], regions: int) -> None:
+    path = folder / "edu.sock"
+    with serving("edu", "--socket-path", str(path), *words, cwd=folder) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with connect(path) as connection:
+            agree(connection)
+            connection.sendall(command_header(2, 4, 16) + DeviceInfoRequest().encode())
+            assert DeviceInfo.decode(receive(connection, 32)[16:]).num_regions == regions
+
+
+def test_a_device_that_cannot_be_migrated_says_so(run: Run, folder: Path) -> None:
+    outcome = run("serve", str(folder / "lamp.py"), "--migration=v1", "--socket-path", str(folder / "lamp.sock"))
+    assert outcome.status == 1
+    assert "a Lamp cannot be migrated: migratable is False in its class" in outcome.stderr
 
 
 def test_a_descriptor_that_is_not_open(folder: Path) -> None:

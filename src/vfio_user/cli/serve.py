@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mode", type=_mode, metavar="OCTAL", help="permissions of the socket, as in 0660")
     parser.add_argument("--group", metavar="GROUP", help="group of the socket, by name or number")
+    parser.add_argument(
+        "--migration",
+        choices=("v2", "v1", "off"),
+        help="how clients may migrate the device: today's protocol (the default), that of 0.9.1, or not at all",
+    )
     parser.add_argument("--json", action="store_true", help="say where it listens as one line of JSON")
     parser.add_argument(
         "--suggest",
@@ -92,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             mode=arguments.mode,
             group=arguments.group,
             observer=new_observer(named, arguments.verbose),
+            migration=arguments.migration,
         )
     except BaseException:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
