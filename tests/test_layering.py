@@ -85,6 +85,7 @@ TESTED_WITH = {
     "pci/test_declaration.py": "pci/test_function.py",
     "pci/test_events.py": "pci/test_function.py",
     "trace/test_payloads.py": "trace/test_decode.py",
+    "trace/test_rare_payloads.py": "trace/test_decode.py",
     "vm/test_architecture.py": "vm/test_qemu.py",
     "vm/test_guest.py": "guest/test_boot.py",
     "vm/test_qmp.py": "guest/test_boot.py",

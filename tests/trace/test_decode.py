@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import errno
+import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vfio_user.protocol.constants import (
@@ -12,14 +13,27 @@ from vfio_user.protocol.constants import (
     DmaMapFlags,
     DmaUnmapFlags,
     HeaderFlags,
+    IoEventFdFlags,
     IrqInfoFlags,
     IrqSetFlags,
     RegionFlags,
 )
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
+from vfio_user.protocol.dirty_pages import BitmapHeader, BitmapRange, DirtyPages, DirtyPagesFlags
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.feature import (
+    DeviceFeature,
+    DirtyReport,
+    DmaLoggingStart,
+    Feature,
+    FeatureFlags,
+    MigrationFlags,
+    MigrationStateData,
+    MigrationSupport,
+)
 from vfio_user.protocol.header import Header, command_header, error_reply, reply_header
 from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
+from vfio_user.protocol.migration import MigDataRead, MigDataReadReply, MigDataWrite, MigrationState
 from vfio_user.protocol.region import (
     MappableArea,
     MultiWrite,
@@ -29,6 +43,7 @@ from vfio_user.protocol.region import (
     RegionWriteMulti,
     WriteMultiReply,
 )
+from vfio_user.protocol.region_io_fds import IoEventFd, IoRegionFd, RegionIoFds, RegionIoFdsRequest, Shadow
 from vfio_user.protocol.version import VersionMessage
 from vfio_user.trace.decode import decode_message
 from vfio_user.trace.names import RegionNames
@@ -58,6 +73,10 @@ def line(message: bytes, fds: int = 0) -> str:
 
 def access(region: int, offset: int, count: int, data: bytes = b"") -> bytes:
     return RegionAccess(offset, region, count).encode() + data
+
+
+def feature(number: int, operation: FeatureFlags, data: bytes = b"") -> bytes:
+    return DeviceFeature(number, operation, 8 + len(data)).encode() + data
 
 
 COMMANDS: list[tuple[int, bytes, str]] = [
@@ -103,6 +122,52 @@ COMMANDS: list[tuple[int, bytes, str]] = [
         (24).to_bytes(4, "little") + (0x10002).to_bytes(4, "little") + bytes(8),
         "DEVICE_FEATURE get MIG_DEVICE_STATE",
     ),
+    (Command.DEVICE_GET_REGION_IO_FDS, RegionIoFdsRequest(2).encode(), "DEVICE_GET_REGION_IO_FDS BAR2"),
+    (Command.DIRTY_PAGES, DirtyPages(DirtyPagesFlags.START).encode(), "DIRTY_PAGES START"),
+    (
+        Command.DIRTY_PAGES,
+        DirtyPages(DirtyPagesFlags.GET_BITMAP, BitmapRange(0x1000, 0x8000, 4096, 8), 48).encode(),
+        "DIRTY_PAGES GET_BITMAP [0x1000, 0x9000) by 4096 bytes",
+    ),
+    (
+        Command.DMA_UNMAP,
+        DmaUnmap(DmaUnmapFlags.GET_DIRTY_BITMAP, 0, 0x1000).encode() + BitmapHeader(4096, 8).encode(),
+        "DMA_UNMAP IOVA [0x0, 0x1000) GET_DIRTY_BITMAP by 4096 bytes",
+    ),
+    (Command.DEVICE_FEATURE, feature(Feature.MIGRATION, FeatureFlags.GET), "DEVICE_FEATURE get MIGRATION"),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.MIG_DEVICE_STATE, FeatureFlags.SET, MigrationStateData(MigrationState.STOP_COPY).encode()),
+        "DEVICE_FEATURE set MIG_DEVICE_STATE STOP_COPY",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.MIG_DEVICE_STATE, FeatureFlags.SET | FeatureFlags.PROBE, bytes(4)),
+        "DEVICE_FEATURE set|probe MIG_DEVICE_STATE",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, DmaLoggingStart(4096, ((0, 0x1000),)).encode()),
+        "DEVICE_FEATURE set DMA_LOGGING_START of [0x0, 0x1000) by 4096 bytes",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, DmaLoggingStart(4096).encode()),
+        "DEVICE_FEATURE set DMA_LOGGING_START of everything by 4096 bytes",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET),
+        "DEVICE_FEATURE set DMA_LOGGING_STOP",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, DirtyReport(0x1000, 0x2000, 4096).encode()),
+        "DEVICE_FEATURE get DMA_LOGGING_REPORT [0x1000, 0x3000)",
+    ),
+    (Command.DEVICE_FEATURE, feature(77, FeatureFlags.GET, b"abc"), "DEVICE_FEATURE get feature 77"),
+    (Command.MIG_DATA_READ, MigDataRead(4096).encode(), "MIG_DATA_READ up to 4096 bytes"),
+    (Command.MIG_DATA_WRITE, MigDataWrite(b"s").encode(), "MIG_DATA_WRITE 1 byte"),
     (99, b"abc", "command 99 3 bytes"),
 ]
 
@@ -133,6 +198,57 @@ REPLIES: list[tuple[int, bytes, str]] = [
     (Command.REGION_READ, access(0, 0, 3, b"\1\2\3"), "REGION_READ BAR0+0x0 = 01 02 03"),
     (Command.REGION_WRITE, access(9, 4, 1), "REGION_WRITE MIGRATION+0x4, 1 byte"),
     (Command.REGION_WRITE_MULTI, WriteMultiReply(2).encode(), "REGION_WRITE_MULTI 2 done"),
+    (
+        Command.DEVICE_GET_REGION_IO_FDS,
+        RegionIoFds.of(0, (IoEventFd(8, 4, 0, IoEventFdFlags.DATAMATCH, 5),)).encode(999)[0],
+        "DEVICE_GET_REGION_IO_FDS BAR0 ioeventfd [0x8, 0xc) by fd 0 DATAMATCH 0x5",
+    ),
+    (
+        Command.DEVICE_GET_REGION_IO_FDS,
+        RegionIoFds.of(0, (IoEventFd(8, 0, 1), IoRegionFd(0, 8, 0))).encode(999)[0],
+        "DEVICE_GET_REGION_IO_FDS BAR0 ioeventfd 0x8 of any size by fd 1, and 1 more",
+    ),
+    (
+        Command.DEVICE_GET_REGION_IO_FDS,
+        RegionIoFds.of(0, (IoEventFd(8, 4, 0), IoEventFd(12, 4, 0))).encode(16)[0],
+        "DEVICE_GET_REGION_IO_FDS BAR0 2 entries need room for 96 bytes",
+    ),
+    (Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds(3).encode(16)[0], "DEVICE_GET_REGION_IO_FDS BAR3 none"),
+    (
+        Command.DIRTY_PAGES,
+        DirtyPages(DirtyPagesFlags.GET_BITMAP, BitmapRange(0, 0x8000, 4096, 8), 48).encode() + b"\x28" + bytes(7),
+        "DIRTY_PAGES GET_BITMAP [0x0, 0x8000) 2 pages dirty",
+    ),
+    (Command.DIRTY_PAGES, b"", "DIRTY_PAGES"),
+    (
+        Command.DMA_UNMAP,
+        DmaUnmap(DmaUnmapFlags.GET_DIRTY_BITMAP, 0, 0x1000).encode()
+        + BitmapHeader(4096, 8).encode()
+        + b"\1"
+        + bytes(7),
+        "DMA_UNMAP IOVA [0x0, 0x1000) GET_DIRTY_BITMAP 1 page dirty",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.MIGRATION, FeatureFlags.GET, MigrationSupport(MigrationFlags.STOP_COPY).encode()),
+        "DEVICE_FEATURE get MIGRATION STOP_COPY",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.MIG_DEVICE_STATE, FeatureFlags.GET, MigrationStateData(MigrationState.RUNNING).encode()),
+        "DEVICE_FEATURE get MIG_DEVICE_STATE RUNNING",
+    ),
+    (
+        Command.DEVICE_FEATURE,
+        feature(Feature.DMA_LOGGING_REPORT, FeatureFlags.GET, DirtyReport(0, 0x2000, 4096).encode() + b"\2" + bytes(7)),
+        "DEVICE_FEATURE get DMA_LOGGING_REPORT [0x0, 0x2000) 1 page dirty",
+    ),
+    (Command.MIG_DATA_READ, MigDataReadReply(b"state").encode(), "MIG_DATA_READ 5 bytes"),
+    (Command.MIG_DATA_WRITE, b"", "MIG_DATA_WRITE"),
+    (Command.DMA_READ, struct.pack("<QQ4s", 0x1000, 4, b"abcd"), "DMA_READ IOVA [0x1000, 0x1004)"),
+    (Command.DMA_WRITE, b"", "DMA_WRITE"),
+    (Command.DMA_WRITE, struct.pack("<QI", 0x1000, 4), "DMA_WRITE IOVA [0x1000, 0x1004)"),
+    (Command.DMA_WRITE, struct.pack("<QQ", 0x1000, 4), "DMA_WRITE IOVA [0x1000, 0x1004)"),
     (Command.DMA_MAP, b"", "DMA_MAP"),
     (Command.DEVICE_SET_IRQS, b"", "DEVICE_SET_IRQS"),
 ]
@@ -210,6 +326,45 @@ def test_fields_of_many_writes_are_cut_off() -> None:
     assert fields[2] == ("write 0", "BAR0+0x0 = 0x0")
 
 
+def fields_of(message: bytes) -> dict[str, str]:
+    return dict(decode_message(message).fields)
+
+
+def test_fields_of_a_shadow() -> None:
+    entry = IoEventFd(0x1000, 4, 1, shadow=Shadow(0, 0x20))
+    fields = fields_of(reply(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds.of(0, (entry,)).encode(999)[0]))
+    assert fields["entry 0"] == "ioeventfd [0x1000, 0x1004) by fd 1, shadow at 0x20 of fd 0"
+
+
+def test_fields_of_a_bitmap_say_where_the_first_dirty_page_is() -> None:
+    wanted = BitmapRange(0x10000, 0x8000, 4096, 8)
+    payload = DirtyPages(DirtyPagesFlags.GET_BITMAP, wanted, 48).encode() + b"\x28" + bytes(7)
+    fields = fields_of(reply(Command.DIRTY_PAGES, payload))
+    assert fields["bitmap"] == "8 bytes, 2 pages dirty"
+    assert fields["first dirty"] == "page 3, at 0x3000 of the range"
+
+
+def test_long_lists_are_cut_off() -> None:
+    entries = tuple(IoEventFd(4 * n, 4, 0) for n in range(40))
+    fields = fields_of(reply(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds.of(0, entries).encode(9999)[0]))
+    assert fields["..."] == "8 entries more"
+    ranges = tuple((n << 12, 4096) for n in range(40))
+    message = feature(Feature.DMA_LOGGING_START, FeatureFlags.SET, DmaLoggingStart(4096, ranges).encode())
+    assert fields_of(command(Command.DEVICE_FEATURE, message))["..."] == "8 ranges more"
+    areas = tuple(MappableArea(n << 13, 4096) for n in range(40))
+    info = RegionInfo(0, RW, 1 << 20, 0, areas, (0x8086, 1)).encode(9999)[0]
+    fields = fields_of(reply(Command.DEVICE_GET_REGION_INFO, info))
+    assert fields["..."] == "8 areas more"
+    assert fields["type"] == "0x8086, subtype 0x1"
+
+
+def test_data_of_features_that_cannot_be_read_says_why() -> None:
+    nonsense = feature(Feature.MIG_DEVICE_STATE, FeatureFlags.SET, b"\xff" * 8)
+    assert "malformed: feature MIG_DEVICE_STATE: 4294967295 is no migration state" in line(
+        command(Command.DEVICE_FEATURE, nonsense)
+    )
+
+
 def test_json_of_the_peer_is_escaped_and_elided() -> None:
     nasty = VersionMessage(0, 0, {"a\x1b[31m": "\x1b]0;x\x07", "b": ["y" * 100]})
     decoded = decode_message(command(Command.VERSION, nasty.encode()))
@@ -236,6 +391,7 @@ def test_header_flags() -> None:
     assert ("flags", "type 5") in decode_message(Header(7, 13, 16, 5, 0).encode()).fields
 
 
+@example(16, 1, DeviceFeature(8, FeatureFlags.GET, 8).encode() + bytes(40), 0)
 @given(st.integers(0, 20), st.sampled_from([0, 1, 0x10, 0x21, 0xFF]), st.binary(max_size=120), st.integers(0, 3))
 def test_no_bytes_make_it_raise(kind: int, flags: int, payload: bytes, fds: int) -> None:
     message = Header(1, kind, 16 + len(payload), flags, 5).encode() + payload

@@ -10,10 +10,9 @@ import re
 import struct
 from collections.abc import Callable
 
-from vfio_user.protocol.constants import Command, IrqSetFlags
+from vfio_user.protocol.constants import Command, DmaUnmapFlags, IrqSetFlags
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
-from vfio_user.protocol.dma import DmaMap, DmaUnmap
-from vfio_user.protocol.feature import Feature, FeatureFlags
+from vfio_user.protocol.dma import DmaMap, DmaUnmap, DmaWriteReply
 from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
 from vfio_user.protocol.region import (
     ACCESS,
@@ -25,15 +24,20 @@ from vfio_user.protocol.region import (
 )
 from vfio_user.protocol.version import VersionMessage
 from vfio_user.trace.names import RegionNames, irq_name, region_name
-from vfio_user.trace.text import elide, escape, flag_names, show_data, span
+from vfio_user.trace.rare_payloads import (
+    device_feature,
+    device_feature_reply,
+    dirty_pages,
+    mig_data_read,
+    mig_data_read_reply,
+    mig_data_write,
+    region_io_fds,
+    region_io_fds_request,
+    unmap_bitmap,
+)
+from vfio_user.trace.text import Described, Fields, elide, escape, flag_names, show_data, span
 
 __all__ = ["Described", "Fields", "describe_payload"]
-
-#: Name and value of each field.
-Fields = list[tuple[str, str]]
-
-#: A phrase for the line, and the fields.
-Described = tuple[str, Fields]
 
 #: Characters of a peer's JSON one line shows.
 _SHOWN_JSON = 48
@@ -41,17 +45,13 @@ _SHOWN_JSON = 48
 #: Bytes of an access whose registers are named; clients read the whole configuration space at once.
 _NAMED_BYTES = 8
 
-#: Writes of a REGION_WRITE_MULTI whose fields are listed.
-_SHOWN_WRITES = 32
+#: Writes of a REGION_WRITE_MULTI, and mappable areas, that are listed.
+_SHOWN_ITEMS = 32
 
 #: The fields of a register in the text that tells its value.
 _FIELD_LIST = re.compile(r" \(([^()]*)\)")
 
 _DMA_ACCESS = struct.Struct("<QQ")
-_FEATURE = struct.Struct("<II")
-
-_FEATURES = {feature.value: feature.name for feature in Feature}
-_FEATURE_ACTIONS = ((FeatureFlags.GET, "get"), (FeatureFlags.SET, "set"), (FeatureFlags.PROBE, "probe"))
 
 
 def describe_payload(command: int, payload: bytes, names: RegionNames, *, is_reply: bool) -> Described:
@@ -106,7 +106,11 @@ def _dma_unmap(payload: bytes) -> Described:
     summary = "everything" if not request.size and flags == "ALL" else f"IOVA {place}"
     if flags not in ("0", "ALL"):
         summary += f" {flags}"
-    return summary, [("argsz", str(request.argsz)), ("iova", place), ("flags", flags)]
+    fields = [("argsz", str(request.argsz)), ("iova", place), ("flags", flags)]
+    if request.flags & DmaUnmapFlags.GET_DIRTY_BITMAP and len(payload) > DmaUnmap.SIZE:
+        bitmap, more = unmap_bitmap(payload[DmaUnmap.SIZE :])
+        return f"{summary} {bitmap}", fields + more
+    return summary, fields
 
 
 def _device_info_request(payload: bytes) -> Described:
@@ -132,7 +136,11 @@ def _region_info(payload: bytes) -> Described:
     info = RegionInfo.decode(payload)
     name, flags = region_name(info.index), flag_names(info.flags)
     fields = [("index", name), ("flags", flags), ("size", f"{info.size:#x}"), ("fd_offset", f"{info.fd_offset:#x}")]
-    fields += [("mappable", span(area.offset, area.size)) for area in info.areas]
+    fields += [("mappable", span(area.offset, area.size)) for area in info.areas[:_SHOWN_ITEMS]]
+    if len(info.areas) > _SHOWN_ITEMS:
+        fields.append(("...", f"{len(info.areas) - _SHOWN_ITEMS} areas more"))
+    if info.region_type is not None:
+        fields.append(("type", f"{info.region_type[0]:#x}, subtype {info.region_type[1]:#x}"))
     return f"{name} {'absent' if not info.size else f'size {info.size:#x} {flags}'}", fields
 
 
@@ -235,12 +243,12 @@ def _write_reply(payload: bytes, names: RegionNames) -> Described:
 def _write_multi(payload: bytes, names: RegionNames) -> Described:
     writes = RegionWriteMulti.decode(payload).writes
     lines = []
-    for write in writes[:_SHOWN_WRITES]:
+    for write in writes[:_SHOWN_ITEMS]:
         access = RegionAccess(write.offset, write.region, write.count)
         lines.append(_described(access, write.field[: write.count], names, writing=True)[0])
     fields = [(f"write {number}", line) for number, line in enumerate(lines)]
-    if len(writes) > _SHOWN_WRITES:
-        fields.append(("...", f"{len(writes) - _SHOWN_WRITES} writes more"))
+    if len(writes) > _SHOWN_ITEMS:
+        fields.append(("...", f"{len(writes) - _SHOWN_ITEMS} writes more"))
     first = f": {lines[0]}{', ...' if len(lines) > 1 else ''}" if lines else ""
     return f"{len(writes)} write{'s' if len(writes) != 1 else ''}{first}", fields
 
@@ -259,16 +267,11 @@ def _dma_access(payload: bytes) -> Described:
     return f"IOVA {span(address, count)}", fields
 
 
-def _device_feature(payload: bytes) -> Described:
-    argsz, flags = _FEATURE.unpack_from(payload)
-    feature = _FEATURES.get(
-        flags & FeatureFlags.FEATURE_MASK.value, f"feature {flags & FeatureFlags.FEATURE_MASK.value}"
-    )
-    actions = "|".join(name for bit, name in _FEATURE_ACTIONS if flags & bit) or "nothing"
-    fields = [("argsz", str(argsz)), ("feature", feature), ("action", actions)]
-    if data := payload[_FEATURE.size :]:
-        fields.append(("data", show_data(data)))
-    return f"{actions} {feature}", fields
+def _dma_write_reply(payload: bytes) -> Described:
+    reply = DmaWriteReply.decode(payload)
+    if reply.iova is None or reply.count is None:
+        return "", []
+    return f"IOVA {span(reply.iova, reply.count)}", [("iova", f"{reply.iova:#x}"), ("count", str(reply.count))]
 
 
 _COMMANDS: dict[int, Callable[[bytes], Described]] = {
@@ -281,7 +284,11 @@ _COMMANDS: dict[int, Callable[[bytes], Described]] = {
     Command.DEVICE_SET_IRQS: _set_irqs,
     Command.DMA_READ: _dma_access,
     Command.DMA_WRITE: _dma_access,
-    Command.DEVICE_FEATURE: _device_feature,
+    Command.DEVICE_GET_REGION_IO_FDS: region_io_fds_request,
+    Command.DIRTY_PAGES: dirty_pages,
+    Command.DEVICE_FEATURE: device_feature,
+    Command.MIG_DATA_READ: mig_data_read,
+    Command.MIG_DATA_WRITE: mig_data_write,
 }
 
 _REPLIES: dict[int, Callable[[bytes], Described]] = {
@@ -291,9 +298,12 @@ _REPLIES: dict[int, Callable[[bytes], Described]] = {
     Command.DEVICE_GET_REGION_INFO: _region_info,
     Command.DEVICE_GET_IRQ_INFO: _irq_info,
     Command.DMA_READ: _dma_access,
-    Command.DMA_WRITE: _dma_access,
+    Command.DMA_WRITE: _dma_write_reply,
     Command.REGION_WRITE_MULTI: _write_multi_reply,
-    Command.DEVICE_FEATURE: _device_feature,
+    Command.DEVICE_GET_REGION_IO_FDS: region_io_fds,
+    Command.DIRTY_PAGES: dirty_pages,
+    Command.DEVICE_FEATURE: device_feature_reply,
+    Command.MIG_DATA_READ: mig_data_read_reply,
 }
 
 #: What is about registers, and says their names where they are known.

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from enum import IntFlag
 
-__all__ = ["elide", "escape", "flag_names", "hex_lines", "show_data", "span"]
+__all__ = ["Described", "Fields", "elide", "escape", "flag_names", "hex_lines", "show_data", "span"]
+
+#: Name and value of each field.
+Fields = list[tuple[str, str]]
+
+#: A phrase for the line, and the fields.
+Described = tuple[str, Fields]
 
 #: Bytes of data a line shows; the rest is counted.
 _SHOWN_BYTES = 16
