@@ -15,6 +15,7 @@
     ├─ CommandError (OSError)        a client: the server refused a command
     ├─ CommandTimeoutError (TimeoutError)    a client: the server did not answer in time
     ├─ InterruptTimeoutError (TimeoutError)  a client: the device did not interrupt in time
+    ├─ MigrationError                a client: a device did not move, and why
     ├─ DeviceError (OSError)         the one error device code raises; errno goes on the wire
     │  ├─ InvalidAccess              EINVAL
     │  ├─ ReadOnly                   EPERM
@@ -63,6 +64,7 @@ __all__ = [
     "InterruptTimeoutError",
     "InvalidAccess",
     "LocalProtocolError",
+    "MigrationError",
     "ProtocolError",
     "ReadOnly",
     "RegisterDefinitionError",
@@ -156,6 +158,20 @@ class CommandTimeoutError(VfioUserError, TimeoutError):
 
 class InterruptTimeoutError(VfioUserError, TimeoutError):
     """A client waited for an interrupt that did not come in time."""
+
+
+class MigrationError(VfioUserError):
+    """A device did not move from one server to another; ``__cause__`` is why.
+
+    Attributes:
+        step: what was being done, in a word or two.
+        source_runs: the device works on where it was, as if nothing had happened.
+    """
+
+    def __init__(self, message: str, *, step: str, source_runs: bool) -> None:
+        super().__init__(message)
+        self.step = step
+        self.source_runs = source_runs
 
 
 class DeviceError(VfioUserError, OSError):

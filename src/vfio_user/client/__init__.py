@@ -3,6 +3,8 @@
 ==================  ==================================================================================
 ``pci_function``    ``PciFunction``: BARs, capabilities, interrupts, DMA - what a driver works with
 ``device``          ``VfioUserClient``: a method for each command
+``live_migration``  ``migrate``: moves a running device from one server to another
+``migration``       ``Migration``: the states, the data and the dirty pages that takes
 ``connection``      ``Connection``: messages, replies, time limits, the server's own commands
 ==================  ==================================================================================
 
@@ -15,7 +17,9 @@ from vfio_user.client.connection import Connection
 from vfio_user.client.device import VfioUserClient
 from vfio_user.client.guest_memory import DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
 from vfio_user.client.irq import Irq, IrqVector
+from vfio_user.client.live_migration import LiveMigration, MigrationLimits, MigrationReport, migrate
 from vfio_user.client.message_interrupts import Msi, MsiX
+from vfio_user.client.migration import Migration, find_migration
 from vfio_user.client.pci_function import PciFunction
 from vfio_user.client.region import DeviceRegion
 from vfio_user.client.register_view import view_registers
@@ -32,9 +36,15 @@ __all__ = [
     "GuestMemory",
     "Irq",
     "IrqVector",
+    "LiveMigration",
+    "Migration",
+    "MigrationLimits",
+    "MigrationReport",
     "Msi",
     "MsiX",
     "PciFunction",
     "VfioUserClient",
+    "find_migration",
+    "migrate",
     "view_registers",
 ]

@@ -18,8 +18,10 @@ from typing import Self
 
 from vfio_user.client.access_path import describe_access, region_name
 from vfio_user.client.connection import Connection
+from vfio_user.client.dirty_bitmap import DirtyBitmap
 from vfio_user.client.guest_memory import PAGE_SIZE, DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
 from vfio_user.client.irq import Irq
+from vfio_user.client.migration import Migration, find_migration
 from vfio_user.client.region import DeviceRegion, map_areas
 from vfio_user.errors import RemoteProtocolError, StateError
 from vfio_user.protocol.constants import (
@@ -32,7 +34,9 @@ from vfio_user.protocol.constants import (
     IrqSetFlags,
 )
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
+from vfio_user.protocol.dirty_pages import BitmapHeader
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.feature import bitmap_size
 from vfio_user.protocol.framing import close_fds
 from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
 from vfio_user.protocol.region import (
@@ -362,6 +366,10 @@ class VfioUserClient:
             self.set_irqs(index, flags, start + at, end - at, fds=[fd for fd in fds[at:end] if fd is not None])
             at = end
 
+    def enabled_irqs(self) -> list[Irq]:
+        """The kinds of interrupt that have vectors enabled."""
+        return [irq for irq in self._irqs.values() if irq.vectors]
+
     # Memory.
 
     def dma_map(
@@ -410,6 +418,18 @@ class VfioUserClient:
             raise
         return mapping
 
+    def map_like(self, mapping: GuestMapping) -> GuestMapping:
+        """DMA_MAP of what another client has mapped: the same memory, at the same addresses."""
+        return self.dma_map(
+            mapping.memory,
+            mapping.iova,
+            offset=mapping.offset,
+            size=mapping.size,
+            readable=mapping.readable,
+            writable=mapping.writable,
+            shared=mapping.shared and self._max_fds > 0,
+        )
+
     def dma_unmap(self, mapping: GuestMapping) -> None:
         """DMA_UNMAP: takes a mapping back. When this returns, the device uses it no more."""
         payload = DmaUnmap(DmaUnmapFlags(0), mapping.iova, mapping.size).encode()
@@ -417,6 +437,26 @@ class VfioUserClient:
         # Still there until the reply: what the device had under way may go on until then.
         self.connection.request(Command.DMA_UNMAP, payload, max_payload=len(payload), request=what)
         self.space.remove(mapping)
+
+    def dma_unmap_logged(self, mapping: GuestMapping, page_size: int = PAGE_SIZE) -> DirtyBitmap:
+        """DMA_UNMAP, with what of the mapping the device wrote since dirty pages are logged: of 0.9.1's migration.
+
+        Args:
+            mapping: which.
+            page_size: bytes a bit stands for.
+        """
+        size = bitmap_size(mapping.size, page_size)
+        wanted = BitmapHeader(page_size, size).encode()
+        head = DmaUnmap.SIZE + len(wanted)
+        request = DmaUnmap(DmaUnmapFlags.GET_DIRTY_BITMAP, mapping.iova, mapping.size, head + size)
+        payload = request.encode() + wanted
+        what = f"DMA_UNMAP of [{mapping.iova:#x}, {mapping.end:#x}) with its dirty pages"
+        reply = self.connection.request(Command.DMA_UNMAP, payload, max_payload=head + size, request=what).payload
+        # Gone it is, whatever came with the reply.
+        self.space.remove(mapping)
+        if reply[:head] != payload:
+            raise RemoteProtocolError(f"the reply to {what} is about another range, or has {len(reply)} bytes")
+        return DirtyBitmap(mapping.iova, mapping.size, page_size, reply[head:])
 
     def dma_unmap_all(self) -> None:
         """DMA_UNMAP of everything, ``dma_alloc``'s memory included."""
@@ -454,6 +494,26 @@ class VfioUserClient:
         buffer = DmaBuffer(self._memory, offset, self._memory_iova + offset, size)
         buffer[:] = bytes(size)
         return buffer
+
+    def take_memory_of(self, other: VfioUserClient) -> None:
+        """Takes the memory ``dma_alloc`` of another client takes from, if it has any: this one closes it from now on.
+
+        Nothing happens where this client has such memory of its own.
+        """
+        if self._memory is None:
+            self._memory, self._memory_iova = other._memory, other._memory_iova
+            other._memory = None
+
+    # Migration.
+
+    @cached_property
+    def migration(self) -> Migration:
+        """States, data and dirty pages, of whichever protocol the server offers.
+
+        Raises:
+            StateError: the device cannot be migrated.
+        """
+        return find_migration(self)
 
     # The end.
 

@@ -13,12 +13,13 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from vfio_user.errors import DeviceError, StateError
+from vfio_user.memory.dirty_log import DirtyLog
 from vfio_user.memory.iova_map import IovaMap
 
 __all__ = ["PAGE_SIZE", "DmaBuffer", "GuestAddressSpace", "GuestMapping", "GuestMemory"]
@@ -146,10 +147,18 @@ class GuestAddressSpace:
 
     As QEMU does, it answers ENODEV to whatever the device may not do: an address nobody mapped, a range that leaves
     what is mapped, a write to what only reads.
+
+    Attributes:
+        dirty_log: the pages the device wrote by messages, while the device is being migrated; None otherwise. Only this
+            end knows of them.
     """
 
     def __init__(self) -> None:
         self._map: IovaMap[GuestMapping] = IovaMap()
+        self.dirty_log: DirtyLog | None = None
+
+    def __iter__(self) -> Iterator[GuestMapping]:
+        return iter(self._map)
 
     def __len__(self) -> int:
         return len(self._map)
@@ -176,6 +185,10 @@ class GuestAddressSpace:
         """The mapping that holds an address."""
         return self._map.find(iova)
 
+    def overlap(self, start: int, end: int) -> GuestMapping | None:
+        """The first mapping that has any of ``[start, end)``."""
+        return self._map.overlap(start, end)
+
     def clear(self) -> None:
         """Takes all out."""
         self._map.clear()
@@ -194,6 +207,8 @@ class GuestAddressSpace:
         for mapping, at, size in self._pieces(iova, len(data), lambda mapping: mapping.writable):
             mapping.memory.view[at : at + size] = data[done : done + size]
             done += size
+        if self.dirty_log is not None:
+            self.dirty_log.mark(iova, done)
 
     def _pieces(
         self, iova: int, count: int, allowed: Callable[[GuestMapping], bool]

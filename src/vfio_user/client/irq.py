@@ -29,10 +29,10 @@ class IrqVector:
         fd: the eventfd; readable when it has fired.
     """
 
-    def __init__(self, irq: Irq, number: int) -> None:
+    def __init__(self, irq: Irq, number: int, fd: int | None = None) -> None:
         self.irq = irq
         self.number = number
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if fd is None else fd
         self._kept = 0
 
     def wait(self, timeout: float | None = None) -> int:
@@ -86,6 +86,11 @@ class IrqVector:
             raise StateError(f"{self} is disabled: enable it again, and take the new vector")
         return self.fd
 
+    def hand_over(self, other: IrqVector) -> None:
+        """Lets another vector, with the same eventfd, tell of what this one has counted and nobody asked for."""
+        other._kept += self._kept
+        self._kept = 0
+
     def close(self) -> None:
         """Closes the eventfd. Idempotent."""
         if self.fd >= 0:
@@ -105,6 +110,7 @@ class Irq:
         count: vectors the device has.
         flags: what can be done with them.
         vectors: those that are enabled.
+        given: the eventfd the device has now, by vector: the vector's own, or one in its place.
 
     Ownership: the eventfds are closed by ``disable``, or with the client.
     """
@@ -115,6 +121,7 @@ class Irq:
         self.count = info.count
         self.flags = info.flags
         self.vectors: list[IrqVector] = []
+        self.given: dict[int, int] = {}
 
     @property
     def name(self) -> str:
@@ -145,19 +152,50 @@ class Irq:
         self.vectors = [IrqVector(self, number) for number in range(wanted)]
         live = set(range(wanted)) if connected is None else set(connected)
         try:
-            self.client.connect_irqs(self.index, [v.fd if v.number in live else None for v in self.vectors])
+            self._give([v.fd if v.number in live else None for v in self.vectors])
         except BaseException:
             self._close_vectors()
             raise
         return self.vectors
 
-    def connect(self, vector: int) -> None:
-        """Gives one vector's eventfd to the device again."""
-        self.client.connect_irqs(self.index, [self[vector].fd], start=vector)
+    def take_over(self, other: Irq) -> list[IrqVector]:
+        """Enables what another device has enabled, with the very same eventfds: for a device that takes its place.
+
+        Who waits for one of them, waits for both devices.
+
+        Args:
+            other: the same kind of interrupt of the other device; stays as it is.
+
+        Raises:
+            StateError: this device has not as many vectors.
+            CommandError: the server refused.
+        """
+        if len(other) > self.count:
+            raise StateError(f"the device has {self.count} {self.name} vectors; {len(other)} cannot be taken over")
+        self.disable()
+        self.vectors = [IrqVector(self, vector.number, os.dup(vector.fd)) for vector in other]
+        try:
+            self._give([other.given.get(vector.number) for vector in other])
+        except BaseException:
+            self._close_vectors()
+            raise
+        return self.vectors
+
+    def connect(self, vector: int, fd: int | None = None) -> None:
+        """Gives one vector's eventfd to the device again, or another one in its place, which stays the caller's."""
+        self._give([self[vector].fd if fd is None else fd], vector)
 
     def disconnect(self, vector: int) -> None:
         """Takes one vector's eventfd back; its interrupts are pending in the device until it is connected again."""
-        self.client.connect_irqs(self.index, [None], start=self[vector].number)
+        self._give([None], self[vector].number)
+
+    def _give(self, fds: list[int | None], start: int = 0) -> None:
+        self.client.connect_irqs(self.index, fds, start=start)
+        for vector, fd in enumerate(fds, start):
+            if fd is None:
+                self.given.pop(vector, None)
+            else:
+                self.given[vector] = fd
 
     def disable(self) -> None:
         """Takes everything back from the device, and closes the eventfds. Nothing happens if nothing is enabled."""
@@ -191,6 +229,7 @@ class Irq:
         for vector in self.vectors:
             vector.close()
         self.vectors = []
+        self.given.clear()
 
     def __len__(self) -> int:
         return len(self.vectors)

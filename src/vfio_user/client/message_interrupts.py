@@ -205,7 +205,7 @@ class MsiX(_MessageInterrupts):
         self._entries[self._entry(vector) + _CONTROL] |= _MASKED
         if vector < len(self.irq) and vector not in self._stand_ins:
             fd = self._stand_ins[vector] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._client.connect_irqs(self.irq.index, [fd], start=vector)
+            self.irq.connect(vector, fd)
 
     def unmask(self, vector: int) -> None:
         """Unmasks a vector; it fires if it is pending."""
