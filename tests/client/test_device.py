@@ -13,9 +13,17 @@ import pytest
 
 from tests.client.scripted import Answering, Heard, ScriptedServer, open_file
 from vfio_user.client.device import VfioUserClient
-from vfio_user.client.guest_memory import GuestMemory
+from vfio_user.client.guest_memory import GuestMapping, GuestMemory
 from vfio_user.errors import CommandError, RemoteProtocolError, StateError
-from vfio_user.protocol.constants import Command, DeviceFlags, IrqIndex, IrqSetFlags, RegionFlags, RegionIndex
+from vfio_user.protocol.constants import (
+    Command,
+    DeviceFlags,
+    DmaMapFlags,
+    IrqIndex,
+    IrqSetFlags,
+    RegionFlags,
+    RegionIndex,
+)
 from vfio_user.protocol.device import DeviceInfo
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
 from vfio_user.protocol.irq import IrqInfo, SetIrqs
@@ -316,6 +324,59 @@ def test_a_mapping_the_server_refuses_is_none(answering: Answering) -> None:
         with pytest.raises(CommandError, match=r"DMA_MAP of \[0x1000000, 0x2000000\)"):
             client.dma_alloc(1)
         assert len(client.space) == 0
+
+
+def test_unmapping_what_was_logged(answering: Answering) -> None:
+    def unmap(heard: Heard) -> bytes:
+        assert heard.payload == struct.pack("<IIQQQQ", 48, 1, 0x10000, 0x3000, 4096, 8)
+        return heard.payload + b"\5" + bytes(7)
+
+    answering.answers[Command.DMA_UNMAP] = unmap
+    with answering.client() as client, GuestMemory(0x3000) as memory:
+        mapping = client.dma_map(memory, 0x10000)
+        assert list(client.dma_unmap_logged(mapping)) == [(0x10000, 0x1000), (0x12000, 0x1000)]
+        assert len(client.space) == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (b"", "is about another range, or has 0 bytes"),
+        (struct.pack("<IIQQQQQ", 48, 1, 0x20000, 0x1000, 4096, 8, 0), "is about another range"),
+        (struct.pack("<IIQQQQ", 48, 1, 0x10000, 0x1000, 4096, 8), "dirty bitmap of 0 bytes"),
+        (bytes(49), "payload of 49 bytes; it has 48 at most"),
+    ],
+)
+def test_bitmaps_of_an_unmap_that_make_no_sense(answering: Answering, reply: bytes, why: str) -> None:
+    answering.answers[Command.DMA_UNMAP] = lambda _: reply
+    with answering.client() as client, GuestMemory(0x1000) as memory:
+        mapping = client.dma_map(memory, 0x10000)
+        with pytest.raises(RemoteProtocolError, match=why):
+            client.dma_unmap_logged(mapping)
+
+
+def test_mapping_like_another_client(answering: Answering) -> None:
+    with answering.client() as client, GuestMemory(0x3000) as memory:
+        client.map_like(GuestMapping(0x10000, 0x1000, memory, 0x2000, True, False, True))
+        client.map_like(GuestMapping(0x20000, 0x1000, memory, 0, True, True, False))
+        assert [(DmaMap.decode(heard.payload), heard.fds) for heard in answering.heard] == [
+            (DmaMap(DmaMapFlags.READ, 0x2000, 0x10000, 0x1000), 1),
+            (DmaMap(DmaMapFlags.READ | DmaMapFlags.WRITE, 0, 0x20000, 0x1000), 0),
+        ]
+        assert [mapping.iova for mapping in client.space] == [0x10000, 0x20000]
+        assert client.space.overlap(0x20FFF, 0x30000) is client.space.find(0x20000)
+        assert client.space.overlap(0x21000, 0x30000) is None
+
+
+def test_memory_of_its_own_is_not_given_up(answering: Answering) -> None:
+    with answering.client() as client, DeviceUnderTest(Device()) as other:
+        mine, theirs = client.dma_alloc(16), other.client.dma_alloc(16)
+        client.take_memory_of(other.client)
+        mine[:] = theirs[:] = bytes(range(16))
+        other.client.close()
+        with pytest.raises(ValueError, match="released"):
+            _ = theirs[:]
+        assert mine[:] == bytes(range(16))
 
 
 def test_closing_gives_everything_back(answering: Answering) -> None:

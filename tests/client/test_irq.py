@@ -115,3 +115,41 @@ def test_a_server_that_refuses(irq: Irq, answering: Answering) -> None:
         irq.enable()
     assert irq.vectors == []
     assert IrqSetFlags.DATA_EVENTFD in SetIrqs.decode(answering.heard[0].payload).flags
+
+
+def test_another_device_takes_over(irq: Irq, answering: Answering) -> None:
+    other = Irq(irq.client, IrqInfo(2, IrqInfoFlags.EVENTFD, 4))
+    irq.enable(3, connected=[0, 2])
+    stand_in = os.eventfd(0)
+    irq.connect(2, stand_in)
+    sent(answering)
+    vectors = other.take_over(irq)
+    # What the one device has, the other gets: nothing for vector 1, what stands in for vector 2.
+    assert sent(answering) == [(0x24, 0, 1, 1), (0x24, 1, 1, 0), (0x24, 2, 1, 1)]
+    assert (len(other), other.given) == (3, irq.given)
+    os.eventfd_write(irq[1].fd, 2)
+    assert vectors[1].poll() == 2
+    # What was counted and not asked for is told once.
+    os.eventfd_write(irq[0].fd, 1)
+    assert irq[0].is_pending
+    irq[0].hand_over(other[0])
+    assert (irq[0].poll(), other[0].poll()) == (0, 1)
+    # Each has a descriptor of its own.
+    irq.close()
+    os.eventfd_write(vectors[1].fd, 1)
+    assert vectors[1].poll() == 1
+    other.close()
+    os.close(stand_in)
+    assert (irq.given, other.given) == ({}, {})
+
+
+def test_more_than_can_be_taken_over(irq: Irq, answering: Answering) -> None:
+    irq.enable(4)
+    with pytest.raises(StateError, match="the device has 3 MSIX vectors; 4 cannot be taken over"):
+        Irq(irq.client, IrqInfo(2, IrqInfoFlags.EVENTFD, 3)).take_over(irq)
+    answering.answers[Command.DEVICE_SET_IRQS] = lambda _: 22
+    other = Irq(irq.client, IrqInfo(2, IrqInfoFlags.EVENTFD, 4))
+    with pytest.raises(CommandError):
+        other.take_over(irq)
+    assert (len(other), other.given) == (0, {})
+    answering.answers.clear()

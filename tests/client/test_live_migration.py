@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import logging
 import os
 import signal
 import subprocess
@@ -31,6 +29,8 @@ from vfio_user.protocol.constants import IrqIndex
 from vfio_user.protocol.migration import MigrationState
 from vfio_user.server.device import Device
 from vfio_user.server.server import Server
+
+pytestmark = pytest.mark.usefixtures("forget_devices")
 
 STEPS = [step for step in MigrationStep if step != MigrationStep.DONE]
 
@@ -66,17 +66,6 @@ def thread(folder: Path, name: str, device: Device, migration: str = "v2") -> It
         server.start()
         with VfioUserClient.connect(folder / name) as client:
             yield client
-
-
-@pytest.fixture(autouse=True)
-def _forget_devices(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """The window of the first protocol is a file, which goes with its device: nothing may remember that one.
-
-    A refusal that is logged does, by its traceback.
-    """
-    caplog.set_level(logging.CRITICAL, "vfio_user")
-    yield
-    gc.collect()
 
 
 @contextlib.contextmanager
