@@ -281,7 +281,12 @@ def connect(path: Path | str, pump: Callable[[], object] | None = None) -> RawCl
 
 @contextlib.contextmanager
 def memory_session(
-    device: Device, *, observer: Observer | None = None, strict: bool = True, chunk: int | None = None
+    device: Device,
+    *,
+    observer: Observer | None = None,
+    strict: bool = True,
+    chunk: int | None = None,
+    loop: EventLoop | None = None,
 ) -> Iterator[RawClient]:
     """A client of a device in this process, without a server, a socket or a thread; negotiate first.
 
@@ -289,7 +294,7 @@ def memory_session(
     """
     ours, theirs = memory_pair()
     theirs.chunk = chunk
-    loop = EventLoop()
+    loop = loop or EventLoop()
     device.attach(loop)
     session = Session(device, theirs, observer=observer, strict=strict)
     ended = False

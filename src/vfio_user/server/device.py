@@ -23,6 +23,7 @@ from vfio_user.server.loop import EventLoop, Timer, Watch
 if TYPE_CHECKING:
     from vfio_user.protocol.migration import MigrationState
     from vfio_user.server.migration import Migration
+    from vfio_user.server.quiesce import Quiesce
 
 __all__ = ["Device", "MigrationProtocol"]
 
@@ -49,6 +50,9 @@ class Device:
         migratable: a client can migrate it. What is needed for that, ``PciDevice`` has.
         migration_protocol: how; see ``offer_migration``.
         migration: its migration; None until a client asks for one. The server's to use.
+        quiesce_timeout: seconds ``on_quiesce`` may keep a client waiting, after which its command fails; None for ever.
+            QEMU waits 5.
+        is_quiet: ``on_quiesce`` was called, and ``on_unquiesce`` not yet. The server's to set.
         deferred: keeps back work put off while the device is stopped.
 
     A device outlives its clients. It keeps its state when one goes, and only loses what was the client's: mappings and
@@ -63,11 +67,14 @@ class Device:
     num_irqs: int = len(IrqIndex)
     migratable: ClassVar[bool] = False
     migration_protocol: MigrationProtocol = "v2"
+    quiesce_timeout: float | None = 4.0
 
     def __init__(self, *, irqs: dict[IrqIndex, int] | None = None) -> None:
         self.interrupts = Interrupts(irqs or {})
         self.dma = Dma()
         self.deferred = DeferredWork()
+        self.is_quiet = False
+        self._unquiesce_is_due = False
         self.migration: Migration | None = None
         self.ioeventfds = Doorbells(self.watch)
         self._regions: dict[int, Region] = {}
@@ -110,6 +117,21 @@ class Device:
 
     def on_disconnect(self) -> None:
         """The client is gone, and with it every mapping and eventfd. Stop what used them."""
+
+    def on_quiesce(self, quiesce: Quiesce) -> None:
+        """The client is about to take memory away, to reset the device, or to stop it: begin nothing new.
+
+        With something under way, say so by ``quiesce.wait("3 reads")``, and when it has ended, ``quiesce.done()``. The
+        client's command waits for that, as does all it sends after it. See ``vfio_user.server.quiesce``.
+
+        DMA by messages fails meanwhile (EDEADLK): the client waits.
+
+        Raises:
+            DeviceError: it cannot be; the client's command fails with that errno.
+        """
+
+    def on_unquiesce(self) -> None:
+        """What ``on_quiesce`` was for is over: go on."""
 
     def on_state(self, old: MigrationState, new: MigrationState) -> None:
         """A client migrates the device, which went from one state to the next, and is in it now.
@@ -212,6 +234,23 @@ class Device:
         self.dma.held = False
         self.interrupts.held = False
         self.deferred.release(self.loop.call_soon)
+        self.end_quiet()
+
+    def end_quiet(self) -> None:
+        """What the device was quiet for is over: it goes on soon, unless it is stopped. The server calls this."""
+        if not self.is_quiet or self.deferred.is_held or self._unquiesce_is_due:
+            return
+        if type(self).on_unquiesce is Device.on_unquiesce:
+            self.is_quiet = False  # nobody wants to know
+        else:
+            self._unquiesce_is_due = True
+            self.loop.call_soon(self._unquiesce)
+
+    def _unquiesce(self) -> None:
+        self._unquiesce_is_due = False
+        if self.is_quiet and not self.deferred.is_held:
+            self.is_quiet = False
+            self.on_unquiesce()
 
     # The server's side.
 
@@ -251,3 +290,4 @@ class Device:
             self.ioeventfds.clear()
             self.interrupts.clear()
             self.dma.clear()
+            self.end_quiet()

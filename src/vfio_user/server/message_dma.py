@@ -148,7 +148,7 @@ class ClientMemory:
 
     @property
     def _would_wait_for_ever(self) -> bool:
-        return self.client_waits and not self.is_posted()
+        return (self.client_waits and not self.is_posted()) or self._session.quiescence.client_waits
 
     def read(self, iova: int, length: int, /) -> bytes:
         """Reads exactly ``length`` bytes.
@@ -242,9 +242,11 @@ class ClientMemory:
             raise StateError(f"{what} on a thread that is not the device's: use call_soon")
         self._check_connected(what)
         if self._would_wait_for_ever:
+            is_kept = self._session.quiescence.client_waits
+            when = "while a command waits for the device to be quiet" if is_kept else "in a handler"
             raise DeviceError(
                 errno.EDEADLK,
-                f"{what} in a handler whose command the client waits for: a client like QEMU answers no DMA message "
+                f"{what} {when} whose reply the client waits for: a client like QEMU answers no DMA message "
                 "before it has that reply, so neither would ever go on. Put the transfer off until the reply has gone "
                 "(self.call_soon(self.transfer)), or share the guest's memory so that no message is needed (QEMU: "
                 "-object memory-backend-memfd,id=ram,size=1G,share=on -machine memory-backend=ram)",
@@ -301,7 +303,7 @@ class ClientMemory:
         fd = session.fileno()
         if fd < 0:
             return session.serve() or session.let_client_work()
-        own = {fd: select.POLLOUT if session.wants_to_write else select.POLLIN}
+        own = {fd: select.POLLOUT if session.wants_to_write else 0 if session.is_full else select.POLLIN}
         if twin is not None:
             own[twin.fileno()] = twin.events
         ready = session.device.loop.serve_once(timeout, own)
@@ -363,10 +365,15 @@ class ClientMemory:
             raise ConnectionClosedError(f"the client sent {command_name(header.command)} over the twin socket")
         self._session.reply_came(header, payload)
 
+    @property
+    def is_full(self) -> bool:
+        """As much is held as may be."""
+        return len(self.held) > _MAX_HELD or self._held_bytes > _MAX_HELD_BYTES
+
     def _serve_held(self) -> None:
         """Carries out what the client waits for, and all before it."""
         try:
-            while self._urgent or len(self.held) > _MAX_HELD or self._held_bytes > _MAX_HELD_BYTES:
+            while self._urgent or self.is_full:
                 if not self._carry_out_first():
                     break
         except ConnectionClosedError as exc:
@@ -388,7 +395,7 @@ class ClientMemory:
         return True
 
     def _carry_out_first(self) -> bool:
-        if self._session.wants_to_write or self._closed or self.ended is not None:
+        if self._session.is_held_back or self._closed or self.ended is not None:
             return False
         header, payload, fds = self.held.popleft()
         self._held_bytes -= header.message_size

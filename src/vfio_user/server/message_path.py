@@ -167,7 +167,7 @@ def message_path(
                             if at >= 0:
                                 continue
                         memory.client_waits = True
-                        if not memory.carry_out_held() or session.wants_to_write:
+                        if not memory.carry_out_held() or session.is_held_back:
                             return False
                         at, end = frames.start, frames.end
                         if not end:
@@ -197,8 +197,8 @@ def message_path(
             frames.start = at
             if not consume_one():
                 frames.compact()
-                return not frames.end and not session.wants_to_write
-            if session.wants_to_write or memory.held:
+                return not frames.end and not session.is_held_back
+            if session.is_held_back or memory.held:
                 return False
             if session.is_restricted:
                 return session.consume_ordinarily(0)

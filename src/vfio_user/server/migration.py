@@ -45,6 +45,8 @@ _STOP_COPY = MigrationState.STOP_COPY
 _RESUMING = MigrationState.RESUMING
 _PRE_COPY = MigrationState.PRE_COPY
 
+_RUNS = (_RUNNING, _PRE_COPY)
+
 #: What a stopped device is looked at with, in both protocols, as libvfio-user has it.
 REGION_ACCESSES = frozenset({Command.REGION_READ, Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 
@@ -140,6 +142,24 @@ class Migration(ABC):
     @abstractmethod
     def operations(self) -> Mapping[int, Callable[[bytes, Limits], bytes]]:
         """What carries out each command of this protocol: payload and limits in, the reply's payload out."""
+
+    def would_stop(self, command: int, payload: bytes) -> bool:
+        """Whether a command takes the device from where it runs to where it does not.
+
+        Raises:
+            RemoteProtocolError: it is malformed.
+        """
+        goal = self.goal_of(command, payload)
+        state: MigrationState | None = self.state
+        while goal is not None and state is not None and state != goal:
+            old, state = state, next_state(state, goal)
+            if old in _RUNS and state not in _RUNS and state is not None:
+                return True
+        return False
+
+    @abstractmethod
+    def goal_of(self, command: int, payload: bytes) -> MigrationState | None:
+        """The state a command sets; None if it sets none."""
 
     @property
     def refuses_accesses(self) -> bool:

@@ -61,6 +61,15 @@ class FeatureMigration(Migration):
             Command.MIG_DATA_WRITE: self._write,
         }
 
+    def goal_of(self, command: int, payload: bytes) -> MigrationState | None:
+        """See ``Migration.goal_of``."""
+        if command != Command.DEVICE_FEATURE:
+            return None
+        request = DeviceFeature.decode(payload)
+        if (request.feature, request.operation) != (Feature.MIG_DEVICE_STATE, FeatureFlags.SET):
+            return None
+        return MigrationStateData.decode(payload[DeviceFeature.SIZE :]).state
+
     def _feature(self, payload: bytes, _limits: Limits) -> bytes:
         request = DeviceFeature.decode(payload)
         request.check_supported()

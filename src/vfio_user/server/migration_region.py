@@ -47,6 +47,10 @@ _STATES: Mapping[DeviceState, MigrationState] = {
 }
 _DEVICE_STATES: Mapping[MigrationState, DeviceState] = {state: device_state for device_state, state in _STATES.items()}
 
+#: What a REGION_WRITE of device_state begins with, and its bytes.
+_STATE_ACCESS = ACCESS.pack(MigrationRegister.DEVICE_STATE, RegionIndex.MIGRATION, 4)
+_STATE_SIZE = ACCESS.size + 4
+
 _REGISTERS = {(int(register), register.width): register for register in MigrationRegister}
 
 
@@ -78,6 +82,14 @@ class RegionMigration(Migration):
             index = ACCESS.unpack_from(payload)[1]
             if index != RegionIndex.MIGRATION:
                 raise InvalidAccess(f"an access of region {index} while the device's state is being read")
+
+    def goal_of(self, command: int, payload: bytes) -> MigrationState | None:
+        """See ``Migration.goal_of``."""
+        if command != Command.REGION_WRITE or payload[: ACCESS.size] != _STATE_ACCESS or len(payload) != _STATE_SIZE:
+            return None
+        value = int.from_bytes(payload[ACCESS.size :], "little")
+        is_allowed = (_DEVICE_STATES[self.state], value) in TRANSITIONS
+        return _STATES[DeviceState(value)] if is_allowed else None
 
     def set_device_state(self, value: int) -> None:
         """Takes the device to the state a client wrote.

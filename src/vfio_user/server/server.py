@@ -304,7 +304,7 @@ class Server:
         watch = self._watch
         if watch is not None and self._session is session:
             held_back, is_over = session.wants_to_write, session.client_memory.ended is not None
-            events = 0 if is_over else select.EPOLLOUT if held_back else select.EPOLLIN
+            events = 0 if is_over else select.EPOLLOUT if held_back else 0 if session.is_full else select.EPOLLIN
             if watch.events != events:
                 watch.set_events(readable=events == select.EPOLLIN, writable=events == select.EPOLLOUT)
 

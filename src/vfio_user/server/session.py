@@ -36,6 +36,7 @@ from vfio_user.protocol.version import Agreement, Capabilities
 from vfio_user.server.commands import COMMANDS, Limits, Reply, placeholder_reply
 from vfio_user.server.message_dma import ClientMemory
 from vfio_user.server.message_path import message_path
+from vfio_user.server.quiesce import MAY_NEED_QUIET, Quiescence
 from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, carries_fds, send_some
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Session:
 
     Attributes:
         client_memory: the client's memory, by messages.
+        quiescence: keeps commands back until the device is quiet.
         on_pending: called when something is to be served though nothing was received: call ``serve``.
         on_wait: makes the client work that a device waits for, where it lives on this thread; says whether it did.
         offer: what this server can take; no descriptors where the channel carries none.
@@ -139,6 +141,7 @@ class Session:
         self._whole_buffer = [memoryview(self._frames.buffer)]
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self.client_memory = ClientMemory(self, self._frames)
+        self.quiescence = Quiescence(self)
         self.on_pending: Callable[[], None] | None = None
         self.on_wait: Callable[[], bool] | None = None
         self._warnings = 0
@@ -192,10 +195,25 @@ class Session:
             memory.ended = exc
             return True
 
+    @property
+    def is_held_back(self) -> bool:
+        """Nothing more of the client's is carried out now: it must read first, or the device is to be quiet."""
+        return bool(self._outbox) or self.quiescence.is_waiting
+
+    @property
+    def is_full(self) -> bool:
+        """So much waits for the device to be quiet that nothing more is received."""
+        return self.quiescence.is_waiting and not self.quiescence.is_due and self.client_memory.is_full
+
     def resume_soon(self) -> None:
         """Something was left undone by device code that waited."""
         if self.on_pending is not None:
             self.device.loop.call_soon(self.on_pending)
+
+    def go_on_soon(self) -> None:
+        """The device is quiet: what was kept back is carried out."""
+        if not self._closed and self.on_pending is not None:
+            self.on_pending()
 
     def let_client_work(self) -> bool:
         """Makes a client on this thread do something; False when there is none, or it had nothing to do."""
@@ -207,8 +225,11 @@ class Session:
         Returns:
             Something was there.
         """
-        if self._outbox:
+        if self._outbox or self.is_full:
             return False
+        if self.quiescence.is_due:
+            self._finish_quiet()
+            return True
         try:
             count, ancdata, flags, _ = self._channel.recvmsg_into(self._room(), ANCILLARY_SIZE, _POLL)
         except BlockingIOError:
@@ -220,6 +241,14 @@ class Session:
             raise ConnectionClosedError(f"the connection broke: {exc.strerror}") from exc
         self._received(count, ancdata, flags)
         return True
+
+    def _finish_quiet(self) -> None:
+        """Carries out the command that was kept back, and what came after it."""
+        try:
+            self.quiescence.finish()
+        finally:
+            self.device.end_quiet()  # also where its time was over, and it was not carried out
+        self._go_on(0)
 
     def receive_blocking(self, loop: EventLoop) -> None:
         """Receives and carries out while nothing else is to be waited for, in one system call a reception.
@@ -268,6 +297,7 @@ class Session:
         if not self._closed:
             self._closed = True
             self._outbox.clear()
+            self.quiescence.close()
             self.client_memory.close()
             if self.device.dma.messenger is self.client_memory:
                 self.device.dma.messenger = None
@@ -303,7 +333,7 @@ class Session:
     def _go_on(self, count: int, *, ordinarily: bool = False) -> None:
         """Carries out what can be, ``count`` more bytes having come; or while device code waits, leaves that to it."""
         memory = self.client_memory
-        if memory.depth:
+        if memory.depth or self.quiescence.is_waiting:
             self._frames.end += count
             memory.hold()
             return
@@ -327,10 +357,10 @@ class Session:
     def consume_ordinarily(self, count: int) -> bool:
         """Carries out every message that is whole, ``count`` bytes having come; see ``message_path``."""
         self._frames.end += count
-        while not self._outbox and self.consume_one():
+        while not self.is_held_back and self.consume_one():
             pass
         self._frames.compact()
-        return not self._frames.end and not self._outbox
+        return not self._frames.end and not self.is_held_back
 
     def consume_one(self) -> bool:
         """Carries out the next message, whatever it is.
@@ -377,16 +407,34 @@ class Session:
         observer = self._observer
         if observer is not None:
             observer.command(header, payload, len(fds))
-        started = time.monotonic() if observer is not None else 0.0
-        fatal: RemoteProtocolError | None = None
         if header.is_reply:
             self.reply_came(header, payload)
-            return
+        else:
+            self.answer(header, payload, fds, time.monotonic())
+
+    def answer(
+        self, header: Header, payload: bytes, fds: list[int], began: float, *, failure: Exception | None = None
+    ) -> None:
+        """Carries out one command, and replies if a reply is wanted; unless it is kept back.
+
+        Args:
+            header: the command's.
+            payload: what follows it.
+            fds: what came along; see ``carry_out``.
+            began: when it came.
+            failure: why it is not carried out after all.
+        """
+        observer = self._observer
+        fatal: RemoteProtocolError | None = None
         memory = self.client_memory
         before = memory.client_waits
         memory.client_waits = not memory.goes_on(header)
         try:
-            reply = self._execute(header, payload, fds)
+            if failure is not None:
+                raise failure
+            reply = self._execute(header, payload, fds, began)
+            if reply is None:
+                return
             message = reply_header(header.message_id, header.command, len(reply.payload)) + reply.payload
             reply_fds = reply.fds
         except (FramingError, VersionError) as exc:
@@ -394,17 +442,15 @@ class Session:
             message, reply_fds = error_reply(header.message_id, header.command, exc.errno_hint), ()
             self.statistics.errors += 1
         except Exception as exc:
-            failure = self.failure(header, exc, payload)
-            if failure is None:
+            refusal = self.failure(header, exc, payload)
+            if refusal is None:
                 return
-            message, reply_fds = failure, ()
+            message, reply_fds = refusal, ()
         finally:
             memory.client_waits = before
         if not header.no_reply or fatal is not None:
             if observer is not None:
-                observer.reply(
-                    Header.decode(message), message[HEADER_SIZE:], len(reply_fds), time.monotonic() - started
-                )
+                observer.reply(Header.decode(message), message[HEADER_SIZE:], len(reply_fds), time.monotonic() - began)
             self.send(message, reply_fds)
         if fatal is not None:
             raise ConnectionClosedError(f"the client was sent away: {fatal}") from fatal
@@ -447,8 +493,8 @@ class Session:
             self.is_restricted = restricted
             self._consume, self._consume_otherwise = self._consume_otherwise, self._consume
 
-    def _execute(self, header: Header, payload: bytes, fds: list[int]) -> Reply:
-        """Checks what any command must be, and has it carried out."""
+    def _execute(self, header: Header, payload: bytes, fds: list[int], began: float) -> Reply | None:
+        """Checks what any command must be, and has it carried out; None when it is kept back."""
         if not header.is_command:
             raise FramingError(f"the header's type is neither command nor reply: flags {header.flags:#x}")
         if self.agreement is None:
@@ -463,12 +509,16 @@ class Session:
             raise RemoteProtocolError(f"{command_name(header.command)} came without its payload")
         if self.device.migration is not None:
             self.device.migration.check_command(header.command, payload)
+        if header.command in MAY_NEED_QUIET and self.quiescence.keeps(header, payload, fds, began):
+            return None
         try:
             return command(self, payload, fds)
         finally:
             migration = self.device.migration
             if migration is not None:
                 self.restrict(migration.refuses_accesses)
+            if self.device.is_quiet:
+                self.device.end_quiet()
 
     def failure(self, header: Header, exc: Exception, payload: bytes | bytearray) -> bytes | None:
         """Logs why a command failed, and returns the reply that says so, if one is wanted."""
