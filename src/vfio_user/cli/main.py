@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "see a guest drive the devices that ship",
     "devices": "list the devices there are, and their options",
     "inspect": "say what the device behind a socket is",
+    "migrate": "move a device from one server to another, with its state",
     "registers": "show a register map, or turn it into another form",
     "doctor": "say what this machine has of what guests need",
     "kit": "fetch what guests are made of: QEMU, a kernel, busybox",
