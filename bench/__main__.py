@@ -10,10 +10,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import dma, message_path, registers, startup
+from bench import dma, message_path, migration, registers, startup
 from bench.report import Figure, environment, format_table, write_json
 
-_SUITES = ("message-path", "startup", "registers", "dma")
+_SUITES = ("message-path", "startup", "registers", "dma", "migration")
 
 
 def _parse() -> argparse.Namespace:
@@ -38,6 +38,7 @@ def main() -> None:
         "startup": lambda: startup.measure(options.rounds, _say),
         "registers": lambda: registers.measure(options.rounds, _say),
         "dma": _measure_dma,
+        "migration": lambda: migration.measure(options.rounds, _say),
     }
     _say(", ".join(f"{key} {value}" for key, value in environment().items()))
     figures: list[Figure] = []

@@ -168,6 +168,30 @@ def test_it_goes_on_until_little_is_left(tmp_path: Path) -> None:
         assert report.final_memory_bytes == 0
 
 
+@pytest.mark.parametrize("rounds", [0, 5])
+def test_all_at_once(tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Because it is asked for; or because the device does not log what it writes.
+    def refuse(_page_size: int = 0) -> None:
+        raise CommandError(errno.EINVAL, 16, "DEVICE_FEATURE SET of DMA_LOGGING_START")
+
+    with (
+        thread(tmp_path, "source", Traveller()) as source,
+        thread(tmp_path, "destination", Traveller()) as destination,
+        memory() as old,
+        memory() as new,
+    ):
+        guest = Guest(source, old)
+        until(guest, 50)
+        destination.dma_map(new, MEMORY_IOVA)
+        monkeypatch.setattr(source.migration, "start_log", refuse)
+        report = migrate(source, destination, pause=guest.work, limits=MigrationLimits(rounds=rounds))
+        assert report.memory_bytes == report.final_memory_bytes == MEMORY_SIZE
+        assert (report.rounds, report.state_bytes == report.final_state_bytes) == (min(rounds, 1), not rounds)
+        guest.moved_to(destination, new)
+        until(guest, 50)
+        guest.check()
+
+
 def test_what_waits_goes_along(tmp_path: Path) -> None:
     # Vector 1 has no eventfd when the device moves, vector 2 was counted and not asked for.
     with (

@@ -48,7 +48,14 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from vfio_user.client.guest_memory import GuestMapping
-from vfio_user.errors import CommandTimeoutError, ConnectionClosedError, MigrationError, StateError, VfioUserError
+from vfio_user.errors import (
+    CommandError,
+    CommandTimeoutError,
+    ConnectionClosedError,
+    MigrationError,
+    StateError,
+    VfioUserError,
+)
 from vfio_user.protocol.migration import MigrationState
 
 if TYPE_CHECKING:
@@ -83,7 +90,8 @@ class MigrationLimits:
     Attributes:
         downtime: seconds the device may stand still, as far as copying memory goes: pre-copy goes on until the rest
             can be copied in half of that.
-        rounds: of pre-copy, at most; then the rest is copied while the device stands still, however long it takes.
+        rounds: of pre-copy, at most; then the rest is copied while the device stands still, however long it takes. With
+            0 there is no pre-copy.
         state_size: bytes of state, at most: a server could give bytes for ever.
     """
 
@@ -167,6 +175,10 @@ class _Pair:
         return (start, end - start) if start < end else None
 
 
+#: Bytes to copy: between which mappings, from which IOVA on, how many.
+_Run = tuple[_Pair, int, int]
+
+
 class LiveMigration:
     """One migration; see the module.
 
@@ -215,6 +227,9 @@ class LiveMigration:
         self._dirtied = dirtied
         self._step = MigrationStep.PREPARE
         self._touched = False
+        self._is_logged = False
+        #: What is left for when the device stands still, beside what it has written by then.
+        self._rest: list[_Run] = []
         self._pairs: list[_Pair] = []
         self._taken_over: list[tuple[Irq, Irq]] = []
         self._round = self._memory_bytes = self._memory_left = self._state_bytes = 0
@@ -264,8 +279,11 @@ class LiveMigration:
             other = self._destination.irq(irq.index)
             other.take_over(irq)
             self._taken_over.append((irq, other))
-        if self._pairs:
-            self._source.migration.start_log()
+        if self._pairs and self._limits.rounds:
+            # A device that does not log what it writes moves all the same, it only stands still for longer.
+            with contextlib.suppress(CommandError):
+                self._source.migration.start_log()
+                self._is_logged = True
         self._destination.migration.go_to(MigrationState.RESUMING)
 
     def _pair_memory(self) -> None:
@@ -284,9 +302,13 @@ class LiveMigration:
     def _pre_copy(self) -> None:
         self._begin(MigrationStep.PRE_COPY)
         source, limits = self._source.migration, self._limits
+        to_copy = [(pair, pair.source.iova, pair.source.size) for pair in self._pairs]
+        if not self._is_logged:
+            to_copy, self._rest = [], to_copy
+        if not limits.rounds:
+            return
         if source.has_pre_copy:
             source.go_to(MigrationState.PRE_COPY)
-        to_copy = [(pair, pair.source.iova, pair.source.size) for pair in self._pairs]
         while True:
             self._round += 1
             started = time.perf_counter()
@@ -315,7 +337,7 @@ class LiveMigration:
 
     def _stop_copy(self) -> None:
         self._begin(MigrationStep.STOP_COPY)
-        self._copy(self._written())
+        self._copy(self._rest + self._written())
         self._move_state()
 
     def _resume(self) -> None:
@@ -346,10 +368,10 @@ class LiveMigration:
                 MigrationProgress(self._step, self._round, self._memory_bytes, self._memory_left, self._state_bytes)
             )
 
-    def _written(self) -> list[tuple[_Pair, int, int]]:
+    def _written(self) -> list[_Run]:
         """The runs of pages that were written since this was last asked."""
         runs = []
-        if self._pairs:
+        if self._is_logged:
             for pair in self._pairs:
                 runs += [(pair, iova, size) for iova, size in self._source.migration.dirty_pages(pair.source)]
             for iova, size in () if self._dirtied is None else self._dirtied():
@@ -358,7 +380,7 @@ class LiveMigration:
                         runs.append((pair, *part))
         return runs
 
-    def _copy(self, runs: list[tuple[_Pair, int, int]]) -> None:
+    def _copy(self, runs: list[_Run]) -> None:
         self._memory_left = sum(size for _, _, size in runs)
         for pair, iova, size in runs:
             for start in range(iova, iova + size, _PIECE):
