@@ -56,13 +56,17 @@ CORE = ["errors", "protocol", "regions", "memory", "interrupts", "pci", "transpo
 
 #: Modules that are one half of what another one does, and are tested with it: each by the file that tests both.
 TESTED_WITH = {
-    "server/test_migration_features.py": "server/test_migration.py",
     "cli/test_common.py": "cli/test_main.py",
     "cli/test_demo_in_python.py": "cli/test_demo.py",
     "cli/test_demo_report.py": "cli/test_demo.py",
     "cli/test_kit.py": "cli/test_guest_commands.py",
     "cli/test_plugged.py": "cli/test_boot.py",
+    "devices/scsi/test_block_unit.py": "devices/scsi/test_disk.py",
+    "devices/scsi/test_missing_unit.py": "devices/scsi/test_target.py",
     "devices/test_user_code.py": "devices/test_registry.py",
+    "hardware/scsi/test_inquiry.py": "devices/scsi/test_primary.py",
+    "hardware/scsi/test_log_pages.py": "devices/scsi/test_disk.py",
+    "hardware/scsi/test_reservations.py": "devices/scsi/test_reservations.py",
     "hardware/test_pci_idio_16.py": "devices/test_gpio_pci_idio_16.py",
     "pci/capabilities/test_address_translation.py": "pci/capabilities/test_extended.py",
     "pci/capabilities/test_base.py": "pci/capabilities/test_extended.py",
@@ -84,6 +88,8 @@ TESTED_WITH = {
     "pci/test_config_registers.py": "pci/test_header.py",
     "pci/test_declaration.py": "pci/test_function.py",
     "pci/test_events.py": "pci/test_function.py",
+    "server/test_migration_features.py": "server/test_migration.py",
+    "server/test_reception.py": "server/test_session.py",
     "trace/test_payloads.py": "trace/test_decode.py",
     "trace/test_rare_payloads.py": "trace/test_decode.py",
     "vm/test_architecture.py": "vm/test_qemu.py",
