@@ -116,6 +116,10 @@ class Silent:
 
     def reply(self, header: Header, payload: bytes, fds: int, seconds: float) -> None: ...
 
+    def own_command(self, header: Header, payload: bytes) -> None: ...
+
+    def own_reply(self, header: Header, payload: bytes, seconds: float | None) -> None: ...
+
     def closed(self) -> None: ...
 
 
@@ -182,6 +186,46 @@ def test_reading(client: RawClient, engine: Engine, register: int) -> None:
     give(client, asked(client, Command.DMA_READ, RAM, 16), b"0123456789abcdef")
     assert settle(client, engine) == [("read", RAM, 16)]
     assert engine.data == b"0123456789abcdef"
+
+
+class Watching(Silent):
+    """An observer that remembers what goes the other way."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def own_command(self, header: Header, payload: bytes) -> None:
+        assert header.is_command
+        self.seen.append((header.message_id, header.command, header.message_size, payload))
+
+    def own_reply(self, header: Header, payload: bytes, seconds: float | None) -> None:
+        self.seen.append((header.message_id, header.command, payload, seconds is not None))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_an_observer_is_shown_both_ways(engine: Engine, tmp_path: Path, twin: bool) -> None:
+    watching = Watching()
+    capabilities = {"max_msg_fds": 8, "twin_socket": {"supported": True}} if twin else None
+    with (
+        Server(engine, tmp_path / "socket", strict=True, observer=watching).start(),
+        connect(tmp_path / "socket") as client,
+    ):
+        fds = client.negotiate(capabilities).fds
+        other = RawClient(socket.socket(fileno=fds[0])) if fds else client
+        assert client.map_memory(RAM, RAM_SIZE, None) == 0
+        start(client, SOON_READ)
+        command = asked(other, Command.DMA_READ, RAM, 16)
+        late = reply_header(command.header.message_id + 1, Command.DMA_READ, 4) + b"late"
+        other.send(late)
+        give(other, command, b"0123456789abcdef")
+        assert settle(client, engine) == [("read", RAM, 16)]
+        other.close()
+    number = command.header.message_id
+    assert watching.seen == [
+        (number, Command.DMA_READ, 32, DmaRead(RAM, 16).encode()),
+        (number + 1, Command.DMA_READ, b"late", False),
+        (number, Command.DMA_READ, DmaReadReply(RAM, b"0123456789abcdef").encode(), True),
+    ]
 
 
 @pytest.mark.parametrize("register", [WRITE, SOON_WRITE])

@@ -58,6 +58,13 @@ class Log:
         assert 0 <= seconds < 10
         self.seen.append(("reply", header.command, header.error, payload, fds))
 
+    def own_command(self, header: Header, payload: bytes) -> None:
+        self.seen.append(("own command", header.command, payload))
+
+    def own_reply(self, header: Header, payload: bytes, seconds: float | None) -> None:
+        assert seconds is None or 0 <= seconds < 10
+        self.seen.append(("own reply", header.command, payload, seconds is not None))
+
     def closed(self) -> None:
         self.seen.append(("closed",))
 
@@ -93,7 +100,7 @@ def test_an_observer_is_shown_every_message_in_order() -> None:
         ("command", 9, refused, 0),
         ("command", 2, bytes(3), 1),
         ("reply", 2, errno.EINVAL, b"", 0),
-        ("command", 9, bytes(4), 0),
+        ("own reply", 9, bytes(4), False),
         ("command", 13, b"", 0),
         ("reply", 13, errno.EINVAL, b"", 0),
         ("closed",),

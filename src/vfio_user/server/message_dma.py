@@ -33,6 +33,7 @@ import errno
 import logging
 import select
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -77,9 +78,10 @@ _POSTED = (int(Command.REGION_WRITE), int(Command.REGION_WRITE_MULTI))
 class _Pending:
     """A command of ours that waits for its reply."""
 
-    __slots__ = ("header", "payload")
+    __slots__ = ("began", "header", "payload")
 
     def __init__(self) -> None:
+        self.began = time.monotonic()
         self.header: Header | None = None
         self.payload = b""
 
@@ -216,7 +218,10 @@ class ClientMemory:
         self.depth += 1
         try:
             self._stop_at_this_message()
-            self._send(command_header(message_id, command, len(payload)) + payload)
+            header = command_header(message_id, command, len(payload))
+            if self._session.observer is not None:
+                self._session.observer.own_command(Header.decode(header), payload)
+            self._send(header + payload)
             self._wait(pending, what)
         finally:
             self.depth -= 1
@@ -227,12 +232,12 @@ class ClientMemory:
             if undone and not self.depth and not self.in_reception:
                 # Code that was put off returns to nobody who would go on with it.
                 self._session.resume_soon()
-        header = pending.header
-        assert header is not None
-        if header.command != command:
-            raise DeviceError(errno.EIO, f"{what}: the client answers {command_name(header.command)} instead")
-        if header.is_error:
-            error = header.error if 1 <= header.error <= 4095 else errno.EIO
+        reply = pending.header
+        assert reply is not None
+        if reply.command != command:
+            raise DeviceError(errno.EIO, f"{what}: the client answers {command_name(reply.command)} instead")
+        if reply.is_error:
+            error = reply.error if 1 <= reply.error <= 4095 else errno.EIO
             raise DeviceError(error, f"{what}: the client refuses: {errno.errorcode.get(error, error)}")
         return pending.payload
 
@@ -352,13 +357,13 @@ class ClientMemory:
             self._end(exc)
         self._frames.compact()
 
-    def deliver(self, header: Header, payload: bytes) -> bool:
-        """Hands a reply to whoever waits for it; False when nobody does."""
+    def deliver(self, header: Header, payload: bytes) -> float | None:
+        """Hands a reply to whoever waits for it; returns how many seconds it took, None when nobody waits."""
         pending = self._pending.get(header.message_id)
         if pending is None or pending.header is not None:
-            return False
+            return None
         pending.header, pending.payload = header, payload
-        return True
+        return time.monotonic() - pending.began
 
     def _deliver_from_twin(self, header: Header, payload: bytes) -> None:
         if not header.is_reply:
