@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from vfio_user.protocol.dma import DmaRead, DmaReadReply
 from vfio_user.protocol.header import Header, command_header, error_reply, reply_header
 from vfio_user.protocol.region import RegionAccess
 from vfio_user.server.session import Observer
@@ -38,6 +39,22 @@ def test_one_line_a_message() -> None:
         " 0.250000 ! #2 REGION_READ failed: EINVAL (Invalid argument)  5.0 ms",
         " 0.250000 = connection closed",
     ]
+
+
+def test_the_servers_own_commands_go_the_other_way() -> None:
+    stream, clock = io.StringIO(), Clock()
+    observer: Observer = TraceObserver(stream, clock=clock)
+    observer.own_command(Header.decode(command_header(7, 11, 16)), DmaRead(0x1000, 4).encode())
+    reply = DmaReadReply(0x1000, b"abcd").encode()
+    observer.own_reply(Header.decode(reply_header(7, 11, 20)), reply, 23e-6)
+    observer.own_reply(Header.decode(error_reply(8, 12, 19)), b"", 5e-3)
+    observer.own_reply(Header.decode(reply_header(9, 11, 20)), reply, None)
+    lines = stream.getvalue().splitlines()
+    starts = [" > #7 DMA_READ ", " < #7 DMA_READ ", " ! #8 DMA_WRITE", " < #9 DMA_READ "]
+    assert [line[9:24] for line in lines] == starts
+    assert lines[1].endswith("  23 us")
+    assert lines[2].endswith("ENODEV (No such device)  5.0 ms")
+    assert lines[3].endswith("  answers nothing: dropped")
 
 
 def test_labels_tell_devices_apart() -> None:

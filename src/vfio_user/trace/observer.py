@@ -1,7 +1,8 @@
 """Prints every message of a server's sessions: what ``vfio-user serve -v`` shows.
 
 A line begins with the seconds since the connection's first message and a sign: ``<`` received, ``>`` sent, ``!``
-failed, ``=`` something about the connection. Replies end with the time the command took.
+failed, ``=`` something about the connection. Replies end with the time the command took. Commands go both ways: the
+server's own, DMA_READ and DMA_WRITE, are sent, and their replies received.
 """
 
 from __future__ import annotations
@@ -71,6 +72,15 @@ class TraceObserver:
     def reply(self, header: Header, payload: bytes, fds: int, seconds: float) -> None:
         """See ``Observer.reply``."""
         self._print(">", decode(header, payload, fds, self._names), header, payload, f"  {duration_text(seconds)}")
+
+    def own_command(self, header: Header, payload: bytes) -> None:
+        """See ``Observer.own_command``."""
+        self._print(">", decode(header, payload, 0, self._names), header, payload)
+
+    def own_reply(self, header: Header, payload: bytes, seconds: float | None) -> None:
+        """See ``Observer.own_reply``."""
+        end = "  answers nothing: dropped" if seconds is None else f"  {duration_text(seconds)}"
+        self._print("<", decode(header, payload, 0, self._names), header, payload, end)
 
     def closed(self) -> None:
         """See ``Observer.closed``."""
