@@ -248,7 +248,7 @@ class ClientMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.before = open_files()
-        self.threads = threading.active_count()
+        self.threads = set(threading.enumerate())
         self.guest = GuestMemory(SIZE)
         self.client: VfioUserClient | None = None
         self.server: Misbehaving
@@ -378,7 +378,9 @@ class ClientMachine(RuleBasedStateMachine):
         self.client.close()
         self.gone()
         self.guest.close()
-        assert threading.active_count() == self.threads
+        for thread in set(threading.enumerate()) - self.threads:
+            thread.join(10)  # one that is about to end, as the watchdog is when nobody is left to watch
+            assert not thread.is_alive(), thread
         assert leaked_since(self.before) == []
 
 
