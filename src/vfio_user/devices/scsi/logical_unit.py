@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from vfio_user.devices.scsi.task import CommandFailed, DataIn, Runner, Steps, Task, WorkQueue, run_at_once
+from vfio_user.devices.scsi.task import CommandFailed, DataIn, Runner, Steps, Task, TaskPhase, WorkQueue, run_at_once
 from vfio_user.hardware.scsi.cdb import Command, cdb_length
 from vfio_user.hardware.scsi.codes import (
     AdditionalSense,
@@ -42,8 +42,14 @@ _H = TypeVar("_H", bound=Handler)
 #: Tasks a unit takes before it answers TASK SET FULL: what Linux, at its most, sends to one.
 _TASK_LIMIT = 4096
 
-#: Commands a unit attention does not stop: SPC-4 4.5.1 and SAM-5 5.14. REQUEST SENSE reports it by itself.
-_UNHINDERED = {OperationCode.INQUIRY, OperationCode.REPORT_LUNS, OperationCode.REQUEST_SENSE}
+#: Commands a unit attention does not stop: SAM-5 5.14, MMC-6 4.1.6. REQUEST SENSE reports it by itself.
+_UNHINDERED = {
+    OperationCode.INQUIRY,
+    OperationCode.REPORT_LUNS,
+    OperationCode.REQUEST_SENSE,
+    OperationCode.GET_CONFIGURATION,
+    OperationCode.GET_EVENT_STATUS_NOTIFICATION,
+}
 
 #: Unit attentions that say everything a list of others could.
 _RESETS = {
@@ -158,6 +164,7 @@ class LogicalUnit:
         if any(each is task for each in self._tasks):
             task.drop()
             self._remove(task)
+            self._begin_waiting()
 
     def abort_all(self, initiator: int | None = None) -> None:
         """Forgets all tasks, or those of one initiator."""
@@ -201,13 +208,18 @@ class LogicalUnit:
         return True
 
     def _begin(self, task: Task, notify: Callable[[Task], None]) -> None:
+        def notify_in_order(task: Task) -> None:
+            # It left the task set before, so that its tag is free; what waited for it is heard of after it.
+            notify(task)
+            if task.phase is TaskPhase.STATUS:
+                self._begin_waiting()
+
         steps = self._carry_out(task, checked=task.started)
-        task.begin(steps, run=self._runner(), notify=notify, finished=self._remove, fail=self._failure)
+        task.begin(steps, run=self._runner(), notify=notify_in_order, finished=self._remove, fail=self._failure)
 
     def _remove(self, task: Task) -> None:
         self._notices.pop(id(task), None)
         self._tasks = [each for each in self._tasks if each is not task]
-        self._begin_waiting()
 
     def _begin_waiting(self) -> None:
         """Begins what has waited and need not any longer."""
@@ -238,10 +250,10 @@ class LogicalUnit:
     def _decode(self, task: Task) -> Command:
         cdb = task.cdb
         key = Command.key(cdb)
-        if not cdb or key not in self.commands:
-            if self.supports(key[0]):
-                raise illegal(AdditionalSense.INVALID_FIELD_IN_CDB, FieldPointer(1, 4))
+        if not cdb or not self.supports(key[0]):
             raise illegal(AdditionalSense.INVALID_OPERATION_CODE, FieldPointer(0))
+        if key not in self.commands:
+            raise illegal(AdditionalSense.INVALID_FIELD_IN_CDB, FieldPointer(1, 4))
         if len(cdb) < cdb_length(cdb[0]):
             raise illegal(AdditionalSense.INVALID_FIELD_IN_CDB, FieldPointer(len(cdb)))
         decoded = Command(cdb)

@@ -32,10 +32,12 @@ __all__ = [
     "DataIn",
     "DataOut",
     "Runner",
+    "Step",
     "Steps",
     "Task",
     "TaskPhase",
     "Work",
+    "WorkQueue",
     "run_at_once",
 ]
 
@@ -248,7 +250,7 @@ class Task:
             steps: what it consists of.
             run: runs work.
             notify: called after each change of phase.
-            finished: called once, when the status is there, before ``notify``.
+            finished: called once, when the status is there, before ``notify``; it must not begin another task.
             fail: the status, and the sense data, an exception means.
         """
         self.started = True

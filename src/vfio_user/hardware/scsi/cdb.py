@@ -20,7 +20,6 @@ class ServiceAction:
     READ_FULL_STATUS: Final = 0x03
     REPORT_SUPPORTED_OPERATION_CODES: Final = 0x0C
     READ_CAPACITY_16: Final = 0x10
-    GET_LBA_STATUS: Final = 0x12
 
 
 def cdb_length(operation_code: int) -> int:
@@ -151,9 +150,6 @@ LAYOUTS: dict[tuple[int, int | None], Layout] = {
     ),
     (Op.SET_CD_SPEED, None): _cdb(Op.SET_CD_SPEED, read_speed=(2, 7, 16), write_speed=(4, 7, 16)),
     (Op.MECHANISM_STATUS, None): _cdb(Op.MECHANISM_STATUS, allocation_length=(8, 7, 16)),
-    (Op.READ_DISC_STRUCTURE, None): _cdb(
-        Op.READ_DISC_STRUCTURE, media_type=(1, 3, 4), layer=(6, 7, 8), format=(7, 7, 8), allocation_length=(8, 7, 16)
-    ),
 }
 
 #: Operation codes that have service actions.

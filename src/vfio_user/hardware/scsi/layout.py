@@ -62,7 +62,7 @@ class Layout:
             name: (field.byte, field.end, field.shift, (1 << field.width) - 1) for name, field in self.fields.items()
         }
 
-    def get(self, data: bytes | memoryview, name: str) -> int:
+    def get(self, data: bytes | bytearray | memoryview, name: str) -> int:
         """Reads a field; bytes that are not there count as zero."""
         first, end, shift, mask = self._plans[name]
         part = data[first:end]
@@ -94,7 +94,7 @@ class Layout:
             self.put(data, name, value)
         return data
 
-    def unpack(self, data: bytes | memoryview) -> dict[str, int]:
+    def unpack(self, data: bytes | bytearray | memoryview) -> dict[str, int]:
         """All fields, as numbers."""
         return {name: self.get(data, name) for name in self.fields}
 
