@@ -36,7 +36,7 @@ def test_fields_are_bytes_at_their_offsets() -> None:
     assert (again.number, again.text, again.raw, again.array) == (0x010203, "ab", b"xy\0\0", (1, 0x203, 0))
     assert Sample(number=1) != sample
     assert Sample.fields() == ["number", "text", "raw", "array"]
-    assert repr(Sample(number=3, raw=b"q")) == r"Sample(number=3, raw=b'q\x00\x00\x00')"
+    assert repr(Sample(number=3, raw=b"q", array=(0, 5))) == "Sample(number=3, raw=b'q', array=(0, 5))"
 
 
 def test_what_does_not_fit_is_refused() -> None:

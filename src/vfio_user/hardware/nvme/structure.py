@@ -184,13 +184,21 @@ class Structure:
 
     def __repr__(self) -> str:
         shown = ", ".join(
-            f"{name}={value!r}"
-            for name in self.fields()
-            if (value := getattr(self, name)) and value != b"" and any_set(value)
+            f"{name}={_shown(getattr(self, name))}" for name in self.fields() if _is_set(getattr(self, name))
         )
         return f"{type(self).__name__}({shown})"
 
 
-def any_set(value: object) -> bool:
+def _is_set(value: object) -> bool:
     """A field that is not all zero."""
     return any(value) if isinstance(value, bytes | tuple) else bool(value)
+
+
+def _shown(value: object) -> str:
+    """A value without the zeroes at its end."""
+    if isinstance(value, bytes):
+        return repr(value.rstrip(b"\0"))
+    if isinstance(value, tuple):
+        last = max(index for index, item in enumerate(value) if item)
+        return repr(value[: last + 1])
+    return repr(value)

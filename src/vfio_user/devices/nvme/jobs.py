@@ -1,0 +1,223 @@
+"""Commands that do not end at once: those whose backend may block, and those that wait for their turn.
+
+A job's ``work`` runs on a thread of the pool and touches the backend and memory of our own, never the guest's: what it
+has read is copied to the guest by ``finish``, on the device's thread. So an unmap, a reset or a client that goes need
+not wait for a disk: the job's result is dropped. What cannot be taken back is a write that has begun, so a reset is not
+over (CSTS.RDY stays) until ``Jobs.is_idle``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+from vfio_user.backends.workers import Workers
+from vfio_user.devices.nvme.command import Command, CommandFailed, status_of
+from vfio_user.devices.nvme.gate import Gate
+
+__all__ = ["Job", "Jobs"]
+
+log = logging.getLogger(__name__)
+
+#: Bytes of data all jobs may hold; queues are not fetched from while they hold more.
+_BUDGET = 64 << 20
+
+
+class Job:
+    """What is to be done; see ``Jobs.start``."""
+
+    __slots__ = ("blocks", "claim", "command", "ended", "finish", "gate", "size", "to_guest", "work", "write")
+
+    def __init__(
+        self,
+        command: Command | None,
+        work: Callable[[], Any],
+        finish: Callable[[Any], int],
+        *,
+        gate: Gate | None,
+        blocks: bool,
+        write: bool,
+        to_guest: bool,
+        size: int,
+        ended: Callable[[], None] | None,
+    ) -> None:
+        self.command = command
+        self.work = work
+        self.finish = finish
+        self.gate = gate
+        self.blocks = blocks
+        self.write = write
+        self.to_guest = to_guest
+        self.size = size
+        self.ended = ended
+        # Whoever takes it decides: a worker, that the work is done; an abort, that it never is.
+        self.claim = Lock()
+
+
+class Jobs:
+    """The jobs of a controller.
+
+    Args:
+        watch: ``Device.watch``.
+        complete: ends a command: called with it, what it failed with or None, and its result.
+        idle: called when the last job has ended.
+        threads: of the pool.
+
+    Attributes:
+        held: the device is stopped: what would write to the guest's memory waits for ``release``.
+        bytes: of data held.
+
+    Threading: session thread.
+    """
+
+    def __init__(
+        self,
+        watch: Callable[[int, Callable[[], None]], Any],
+        complete: Callable[[Command, CommandFailed | None, int], None],
+        idle: Callable[[], None],
+        threads: int,
+    ) -> None:
+        self._watch = watch
+        self._complete = complete
+        self._idle = idle
+        self._threads = threads
+        self._workers: Workers | None = None
+        self._watched: Any = None
+        self._jobs: set[Job] = set()
+        self._waiting: list[tuple[Job, Any]] = []
+        self.held = False
+        self.bytes = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """No job is under way."""
+        return not self._jobs
+
+    @property
+    def has_room(self) -> bool:
+        """Another job may be started."""
+        return self.bytes < _BUDGET
+
+    def start(
+        self,
+        command: Command | None,
+        work: Callable[[], Any],
+        finish: Callable[[Any], int],
+        *,
+        gate: Gate | None = None,
+        alone: bool = False,
+        blocks: bool = True,
+        write: bool = False,
+        to_guest: bool = False,
+        size: int = 0,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        """Has something done.
+
+        Args:
+            command: ends when the job does; None where it is for no command.
+            work: does it, on any thread.
+            finish: is given what ``work`` returned, on the device's thread; its result is the command's.
+            gate: of the namespace it is for; None where it need not wait for its turn.
+            alone: nothing else may work in that namespace at the same time.
+            blocks: ``work`` may block.
+            write: ``work`` writes; what an error of the backend means depends on it.
+            to_guest: ``finish`` writes to the guest's memory.
+            size: bytes of data it holds.
+            ended: called when it is over, whether or not it was carried out.
+        """
+        job = Job(
+            command, work, finish,
+            gate=gate, blocks=blocks, write=write, to_guest=to_guest, size=size, ended=ended,
+        )  # fmt: skip
+        self._jobs.add(job)
+        self.bytes += size
+        if command is not None:
+            command.job = job
+            command.queue.in_flight[command.entry.cid] = command
+        if gate is None:
+            self._begin(job)
+        else:
+            gate.enter(lambda: self._begin(job), alone=alone)
+
+    def abort(self, command: Command) -> bool:
+        """Sees to it that a command is not carried out; False if it may have been."""
+        if command.job is None or not command.job.claim.acquire(blocking=False):
+            return False
+        command.cancelled = True
+        return True
+
+    def cancel_all(self) -> None:
+        """What has not begun never will, and what ends is dropped: the queues are gone."""
+        for job in self._jobs:
+            if job.command is not None:
+                job.claim.acquire(blocking=False)
+                job.command.cancelled = True
+        self.release()
+
+    def settle(self) -> None:
+        """Waits for the backends: afterwards no thread works on one."""
+        if self._workers is not None:
+            self._workers.drain()
+
+    def release(self) -> None:
+        """The device runs again: ends what has waited for that."""
+        self.held = False
+        waiting, self._waiting = self._waiting, []
+        for job, result in waiting:
+            self._end(job, result)
+
+    def close(self) -> None:
+        """Waits for the threads and ends them."""
+        if self._workers is not None:
+            self._watched.close()
+            self._workers.close()
+            self._workers = None
+
+    def _begin(self, job: Job) -> None:
+        if job.blocks:
+            if self._workers is None:
+                self._workers = Workers(self._threads)
+                self._watched = self._watch(self._workers.fileno(), self._workers.collect)
+            self._workers.submit(lambda: _work(job), lambda result: self._end(job, result))
+            return
+        try:
+            result = _work(job)
+        except Exception as exc:
+            result = exc
+        self._end(job, result)
+
+    def _end(self, job: Job, result: Any) -> None:
+        command = job.command
+        if self.held and job.to_guest and command is not None and not command.cancelled:
+            self._waiting.append((job, result))
+            return
+        self._jobs.discard(job)
+        self.bytes -= job.size
+        if command is None or not command.cancelled:
+            failure: CommandFailed | None = None
+            dw0 = 0
+            try:
+                if isinstance(result, BaseException):
+                    raise result
+                dw0 = job.finish(result)
+            except Exception as exc:
+                if not isinstance(exc, CommandFailed | OSError):
+                    log.exception("nvme: %r failed", command)
+                failure = status_of(exc, write=job.write)
+            if command is not None:
+                self._complete(command, failure, dw0)
+        if job.ended is not None:
+            job.ended()
+        if job.gate is not None:
+            job.gate.leave()
+        if not self._jobs:
+            self._idle()
+
+
+def _work(job: Job) -> Any:
+    if job.command is not None and not job.claim.acquire(blocking=False):
+        return None
+    return job.work()

@@ -1,0 +1,181 @@
+"""Namespaces made, attached, formatted and deleted by the host. Spec: 5.14 (Format), 5.19, 5.20, 8.12."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vfio_user.devices.nvme.command import Command, CommandFailed
+from vfio_user.devices.nvme.identify import CONTROLLER_ID
+from vfio_user.devices.nvme.namespaces import LBA_SHIFTS, BlockRanges, Namespace, Slice
+from vfio_user.hardware.nvme.identify import (
+    BROADCAST_NSID,
+    IDENTIFY_SIZE,
+    IdentifyNamespace,
+    unpack_controller_list,
+)
+from vfio_user.hardware.nvme.opcodes import AdminOpcode
+from vfio_user.hardware.nvme.status import Status
+
+if TYPE_CHECKING:
+    from vfio_user.devices.nvme.controller import Nvme
+
+__all__ = ["Management"]
+
+_CREATE, _DELETE = 0, 1
+_ATTACH, _DETACH = 0, 1
+
+
+class Management:
+    """Namespace Management, Namespace Attachment and Format NVM.
+
+    Args:
+        controller: whose.
+    """
+
+    def __init__(self, controller: Nvme) -> None:
+        self._controller = controller
+
+    def handlers(self) -> dict[int, Callable[[Command], int | None]]:
+        """The admin commands handled here."""
+        return {
+            AdminOpcode.NAMESPACE_MANAGEMENT: self._manage,
+            AdminOpcode.NAMESPACE_ATTACHMENT: self._attachment,
+            AdminOpcode.FORMAT_NVM: self._format,
+        }
+
+    def _manage(self, command: Command) -> int | None:
+        select = command.entry.cdw10 & 0xF
+        if select == _CREATE:
+            return self._create(command)
+        if select == _DELETE:
+            return self._delete(command)
+        raise CommandFailed(Status.INVALID_FIELD, location=40)
+
+    def _create(self, command: Command) -> int | None:
+        entry, namespaces = command.entry, self._controller.namespaces
+        if entry.cdw11 >> 24:
+            raise CommandFailed(Status.IO_COMMAND_SET_NOT_SUPPORTED, location=47)
+        wanted = IdentifyNamespace.unpack(self._controller.take(command, IDENTIFY_SIZE))
+        if wanted.flbas & 0xF >= len(LBA_SHIFTS) or wanted.flbas & 0x70 or wanted.dps:
+            raise CommandFailed(Status.INVALID_FORMAT)
+        if wanted.nmic & ~1 or wanted.nvmsetid or wanted.endgid:
+            raise CommandFailed(Status.INVALID_FIELD)
+        if wanted.ncap != wanted.nsze:
+            raise CommandFailed(Status.THIN_PROVISIONING_NOT_SUPPORTED)
+        if not wanted.nsze:
+            raise CommandFailed(Status.INVALID_FIELD)
+        nsid = namespaces.free_nsid()
+        if nsid is None:
+            raise CommandFailed(Status.NAMESPACE_IDENTIFIER_UNAVAILABLE)
+        lba_format = wanted.flbas & 0xF
+        backend = namespaces.allocate(wanted.nsze << LBA_SHIFTS[lba_format])
+        if backend is None:
+            raise CommandFailed(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
+        namespace = namespaces.add(backend, lba_format, nsid, uuid.uuid4().bytes)
+        namespace.attached = False
+        if backend.read_only:
+            return nsid
+        # What the last namespace there has left is not this one's.
+        self._controller.jobs.start(
+            command,
+            lambda: backend.discard(0, backend.size),
+            lambda _: nsid,
+            gate=namespace.gate,
+            alone=True,
+            blocks=backend.flush_blocks,
+            write=True,
+        )
+        return None
+
+    def _delete(self, command: Command) -> int | None:
+        nsid, namespaces = command.entry.nsid, self._controller.namespaces
+        targets = list(namespaces) if nsid == BROADCAST_NSID else [namespaces.existing(nsid)]
+        for namespace in targets:
+            if not isinstance(namespace.backend, Slice):
+                # Its blocks were given to the device as they are: they are not the host's to throw away.
+                raise CommandFailed(Status.OPERATION_DENIED, location=4)
+        for namespace in targets:
+            self._detach_now(namespace.nsid)
+            namespaces.remove(namespace.nsid)
+        return 0
+
+    def _attachment(self, command: Command) -> int:
+        select = command.entry.cdw10 & 0xF
+        if select not in (_ATTACH, _DETACH):
+            raise CommandFailed(Status.INVALID_FIELD, location=40)
+        namespace = self._controller.namespaces.existing(command.entry.nsid)
+        try:
+            controllers = unpack_controller_list(bytes(self._controller.take(command, IDENTIFY_SIZE)))
+        except ValueError:
+            raise CommandFailed(Status.CONTROLLER_LIST_INVALID) from None
+        if controllers != [CONTROLLER_ID]:
+            raise CommandFailed(Status.CONTROLLER_LIST_INVALID)
+        if select == _ATTACH:
+            if namespace.attached:
+                raise CommandFailed(Status.NAMESPACE_ALREADY_ATTACHED)
+            namespace.attached = True
+        else:
+            if not namespace.attached:
+                raise CommandFailed(Status.NAMESPACE_NOT_ATTACHED)
+            self._detach_now(namespace.nsid)
+        return 0
+
+    def _detach_now(self, nsid: int) -> None:
+        """From now on there is no I/O; what has begun ends before the next command that works alone."""
+        namespace = self._controller.namespaces.existing(nsid)
+        namespace.attached = False
+
+    def _format(self, command: Command) -> int | None:
+        entry, namespaces = command.entry, self._controller.namespaces
+        lba_format = entry.cdw10 & 0xF
+        if lba_format >= len(LBA_SHIFTS) or entry.cdw10 & 0x3000:
+            raise CommandFailed(Status.INVALID_FORMAT, location=40)
+        if entry.cdw10 & 0x1F0:  # metadata and protection settings
+            raise CommandFailed(Status.INVALID_FORMAT, location=40)
+        if entry.cdw10 >> 9 & 7 not in (0, 1):  # secure erase: no cryptographic one
+            raise CommandFailed(Status.INVALID_FIELD, location=41)
+        if entry.nsid == BROADCAST_NSID:
+            targets = [namespace for namespace in namespaces if namespace.attached]
+        else:
+            targets = [namespaces.existing(entry.nsid)]
+        if any(namespace.formatting for namespace in targets):
+            raise CommandFailed(Status.FORMAT_IN_PROGRESS, retry=True)
+        if any(namespace.write_protected for namespace in targets):
+            raise CommandFailed(Status.NAMESPACE_WRITE_PROTECTED)
+        if not targets:
+            return 0
+        for namespace in targets:
+            namespace.formatting = True
+
+        def work() -> None:
+            for namespace in targets:
+                namespace.backend.discard(0, namespace.backend.size)
+                namespace.backend.flush()
+
+        def finish(_: object) -> int:
+            for namespace in targets:
+                namespace.uncorrectable = BlockRanges()
+                if namespace.lba_format != lba_format:
+                    namespace.set_format(lba_format)
+            return 0
+
+        # I/O that began before ends first; of several namespaces, that of the first: none is to be expected then.
+        blocks = any(namespace.backend.flush_blocks for namespace in targets)
+        self._controller.jobs.start(
+            command,
+            work,
+            finish,
+            gate=targets[0].gate,
+            alone=True,
+            blocks=blocks,
+            write=True,
+            ended=lambda: _unlock(targets),
+        )
+        return None
+
+
+def _unlock(targets: list[Namespace]) -> None:
+    for namespace in targets:
+        namespace.formatting = False
