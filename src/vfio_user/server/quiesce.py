@@ -115,7 +115,7 @@ class Quiesce:
         return str(self.reason.value)
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """A command that waits, with its descriptors, and when it came."""
 
     quiesce: Quiesce
@@ -132,6 +132,9 @@ class Quiescence:
     Args:
         session: carries out what waited.
 
+    Attributes:
+        kept: the command that waits; None when none does.
+
     Ownership: ``close`` it with the session.
 
     Threading: session thread.
@@ -139,22 +142,22 @@ class Quiescence:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._kept: _Kept | None = None
+        self.kept: Kept | None = None
 
     @property
     def is_waiting(self) -> bool:
         """A command waits: nothing else of the client's is carried out."""
-        return self._kept is not None
+        return self.kept is not None
 
     @property
     def client_waits(self) -> bool:
         """So does the client, for its reply."""
-        return self._kept is not None and not self._kept.header.no_reply
+        return self.kept is not None and not self.kept.header.no_reply
 
     @property
     def is_due(self) -> bool:
         """What waited can be carried out: call ``finish``."""
-        return self._kept is not None and (self._kept.quiesce.is_over or not self._kept.quiesce.is_awaited)
+        return self.kept is not None and (self.kept.quiesce.is_over or not self.kept.quiesce.is_awaited)
 
     def keeps(self, header: Header, payload: bytes, fds: list[int], began: float) -> bool:
         """Whether a command is kept back until the device is quiet; if so, takes its descriptors.
@@ -181,7 +184,7 @@ class Quiescence:
         timeout = device.quiesce_timeout
         patience = _PATIENCE if timeout is None else min(_PATIENCE, timeout)
         timer = device.loop.call_later(patience, self._remind, quiesce, patience)
-        self._kept = _Kept(quiesce, header, payload, fds.copy(), began, timer)
+        self.kept = Kept(quiesce, header, payload, fds.copy(), began, timer)
         fds.clear()
         return True
 
@@ -190,7 +193,7 @@ class Quiescence:
         self._session.device.loop.call_soon(self._session.go_on_soon)
 
     def _remind(self, quiesce: Quiesce, waited: float) -> None:
-        kept, session = self._kept, self._session
+        kept, session = self.kept, self._session
         if kept is None or kept.quiesce is not quiesce or not quiesce.is_awaited:
             return
         device = session.device
@@ -205,13 +208,13 @@ class Quiescence:
         )
         if timeout is not None:
             left = timeout - waited
-            self._kept = kept._replace(timer=device.loop.call_later(left, self._remind, quiesce, timeout))
+            self.kept = kept._replace(timer=device.loop.call_later(left, self._remind, quiesce, timeout))
 
     def finish(self) -> None:
         """Carries out what waited, or refuses it if its time is over, and lets the device go on."""
-        kept = self._kept
+        kept = self.kept
         assert kept is not None
-        self._kept = None
+        self.kept = None
         kept.timer.cancel()
         quiesce = kept.quiesce
         failure = None
@@ -230,7 +233,7 @@ class Quiescence:
 
     def close(self) -> None:
         """The client is gone, and with it what waited."""
-        kept, self._kept = self._kept, None
+        kept, self.kept = self.kept, None
         if kept is not None:
             kept.quiesce.is_over = True
             kept.timer.cancel()

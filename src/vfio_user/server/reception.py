@@ -162,11 +162,14 @@ class Reception(ABC):
         Returns:
             Something was there.
         """
-        if self._outbox or self.is_full:
+        if self._outbox:
             return False
-        if self.quiescence.is_due:
-            self._finish_quiet()
-            return True
+        if self.quiescence.kept is not None:
+            if self.quiescence.is_due:
+                self._finish_quiet()
+                return True
+            if self.client_memory.is_full:
+                return False
         try:
             count, ancdata, flags, _ = self._channel.recvmsg_into(self._room(), ANCILLARY_SIZE, _POLL)
         except BlockingIOError:
