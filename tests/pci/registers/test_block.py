@@ -497,3 +497,14 @@ def test_one_place_is_compiled_once_and_a_sweep_does_not_fill_our_memory(monkeyp
     for offset in range(0x1000, 0x2000):
         assert (block.read(offset, 1), block.read(0x4, 4)) == (0, 5)
     assert len(block._readers) <= 100
+
+
+def test_stored_values_are_the_registers_themselves() -> None:
+    block = Block()
+    values, slot = block.stored_values, Block.layout.registers["scratch"].slot
+    values[slot] = 7
+    assert block.scratch == 7
+    block.reset()
+    block.scratch = 9
+    assert values is block.stored_values
+    assert values[slot] == 9

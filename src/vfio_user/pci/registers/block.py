@@ -156,6 +156,15 @@ class RegisterBlock(Region, metaclass=_Blocks):
         reader = make_reader(self, offset, size)
         return reader if self._watch is None else self._watch.wrap(offset, size, reader)
 
+    @property
+    def stored_values(self) -> list[int]:
+        """What the registers hold, each at the ``slot`` of its entry in ``layout.registers``.
+
+        For devices that go through their registers a million times a second, as a processor does. It is the device's
+        side, and nothing checks what is stored: values have to fit. The list stays the same for the life of the block.
+        """
+        return self._values
+
     # -- hooks -----------------------------------------------------------------------------------------------------
 
     def bind(self, hooks: Iterable[Hook], owner: object) -> None:
