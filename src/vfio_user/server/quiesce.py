@@ -133,7 +133,7 @@ class Quiescence:
         session: carries out what waited.
 
     Attributes:
-        kept: the command that waits; None when none does.
+        kept: the command that waits; None when none does. While one does, nothing else of the client's is carried out.
 
     Ownership: ``close`` it with the session.
 
@@ -145,13 +145,8 @@ class Quiescence:
         self.kept: Kept | None = None
 
     @property
-    def is_waiting(self) -> bool:
-        """A command waits: nothing else of the client's is carried out."""
-        return self.kept is not None
-
-    @property
     def client_waits(self) -> bool:
-        """So does the client, for its reply."""
+        """A command waits, and the client for its reply."""
         return self.kept is not None and not self.kept.header.no_reply
 
     @property

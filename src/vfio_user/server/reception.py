@@ -135,12 +135,12 @@ class Reception(ABC):
     @property
     def is_held_back(self) -> bool:
         """Nothing more of the client's is carried out now: it must read first, or the device is to be quiet."""
-        return bool(self._outbox) or self.quiescence.is_waiting
+        return bool(self._outbox) or self.quiescence.kept is not None
 
     @property
     def is_full(self) -> bool:
         """So much waits for the device to be quiet that nothing more is received."""
-        return self.quiescence.is_waiting and not self.quiescence.is_due and self.client_memory.is_full
+        return self.quiescence.kept is not None and not self.quiescence.is_due and self.client_memory.is_full
 
     def resume_soon(self) -> None:
         """Something was left undone by device code that waited."""
@@ -271,7 +271,7 @@ class Reception(ABC):
     def _go_on(self, count: int, *, ordinarily: bool = False) -> None:
         """Carries out what can be, ``count`` more bytes having come; or while device code waits, leaves that to it."""
         memory = self.client_memory
-        if memory.depth or self.quiescence.is_waiting:
+        if memory.depth or self.quiescence.kept is not None:
             self._frames.end += count
             memory.hold()
             return
