@@ -10,13 +10,15 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
 from tests.support.fds import close_all, memory_file, no_leaks
 from tests.support.raw_client import RawClient, access, message
 from vfio_user.client.device import VfioUserClient
-from vfio_user.errors import LocalProtocolError, StateError
+from vfio_user.client.guest_memory import GuestMemory
+from vfio_user.errors import DeviceError, LocalProtocolError, StateError
 from vfio_user.protocol.constants import Command, IrqIndex, RegionFlags
 from vfio_user.protocol.region import ACCESS
 from vfio_user.protocol.version import Capabilities, VersionMessage
@@ -250,3 +252,85 @@ def test_our_client_drives_it(card: Card) -> None:
         client.dma_unmap_all()
         assert len(card.dma) == 0
         assert buffer.size == 0x1000
+
+
+# DMA: all of it by messages, since no descriptor of the client's memory can be had.
+
+
+class Copier(Device):
+    """Copies ``count`` bytes from one IOVA to another, when the second is written; each word of its region is one.
+
+    Attributes:
+        done: what came of each copy, as far as it is over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = {0: 0, 8: 0, 16: 0}
+        self.done: Queue[str] = Queue()
+        self.set_region(0, CallbackRegion(24, write=self.write))
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.words[offset] = value
+        if offset == 16:
+            # Behind the reply: the client answers DMA only when it waits for nothing it would have to answer first.
+            self.call_soon(self.copy, self.words[0], self.words[8], value)
+
+    def copy(self, count: int, source: int, target: int) -> None:
+        try:
+            self.dma.write(target, self.dma.read(source, count))
+        except DeviceError as exc:
+            self.done.put(errno.errorcode[exc.errno or 0])
+        else:
+            self.done.put("copied")
+
+
+def copied(client: VfioUserClient, copier: Copier, count: int, source: int, target: int, *, posted: bool) -> str:
+    """What a copy comes to, the client serving the device's DMA meanwhile."""
+    registers = client.region(0)
+    registers.write64(0, count, posted=posted)
+    registers.write64(8, source, posted=posted)
+    registers.write64(16, target, posted=posted)
+    while copier.done.empty():
+        client.connection.process(0.01)
+    return copier.done.get()
+
+
+@pytest.mark.parametrize("posted", [False, True])
+@pytest.mark.parametrize("count", [1, 4096, MIB])
+def test_a_device_reads_and_writes_guest_memory_by_messages(posted: bool, count: int) -> None:
+    copier = Copier()
+    with (
+        Server(copier, "tcp:127.0.0.1:0", strict=True).start() as server,
+        VfioUserClient.connect(server.address) as client,
+    ):
+        buffer = client.dma_alloc(2 * MIB)
+        data = os.urandom(count)
+        buffer[:count] = data
+        before = client.connection.statistics.served
+        # Neither place is aligned, and the second piece follows the first in one mapping.
+        assert copied(client, copier, count, buffer.iova, buffer.iova + MIB - 1, posted=posted) == "copied"
+        assert buffer[MIB - 1 : MIB - 1 + count] == data
+        assert buffer[MIB - 1 + count : MIB + count] == b"\0"
+        assert client.connection.statistics.served - before >= 2
+        assert client.connection.statistics.refused == 0
+
+
+def test_dma_over_tcp_has_the_rights_of_its_mapping() -> None:
+    copier = Copier()
+    with (
+        Server(copier, "tcp:127.0.0.1:0", strict=True).start() as server,
+        VfioUserClient.connect(server.address) as client,
+        GuestMemory(0x3000) as memory,
+    ):
+        client.dma_map(memory, 0x10000, size=0x1000, writable=False, shared=False)
+        client.dma_map(memory, 0x11000, offset=0x1000, size=0x1000, readable=False, shared=False)
+        memory.view[:4] = b"data"
+        assert copied(client, copier, 4, 0x10000, 0x11000, posted=False) == "copied"
+        assert memory.view[0x1000:0x1004].tobytes() == b"data"
+        assert copied(client, copier, 4, 0x11000, 0x11000, posted=False) == "EACCES"
+        assert copied(client, copier, 4, 0x10000, 0x10000, posted=False) == "EACCES"
+        assert copied(client, copier, 4, 0x10000, 0x12000, posted=False) == "ENOENT"
+        assert copied(client, copier, 0x1001, 0x10000, 0x11000, posted=False) in ("EACCES", "ENOENT")
+        # Nothing of that was asked of the client: the device knows what is mapped.
+        assert client.connection.statistics.refused == 0
