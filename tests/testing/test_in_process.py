@@ -229,3 +229,20 @@ def test_a_clock() -> None:
     before = clock()
     clock.advance(5)
     assert clock() == before + 5
+
+
+def test_work_that_comes_while_it_looks_for_work_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As of a thread that is done with something at that very moment.
+    device = Edu()
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    done: list[int] = []
+    with DeviceUnderTest(device, real_time=True) as under_test:
+        watch = device.watch(event, lambda: done.append(os.eventfd_read(event)))
+        monkeypatch.setattr(under_test._session, "receive", lambda: bool(os.eventfd_write(event, 1)))
+        assert not under_test._work()
+        assert done == []
+        assert under_test._work()
+        assert len(done) == 1
+        monkeypatch.undo()
+        watch.close()
+    os.close(event)
