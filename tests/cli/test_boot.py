@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import argparse
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import pytest
 
 from tests.cli.support import Outcome
 from vfio_user.cli import boot
-from vfio_user.cli.boot import parse_device
 
 Run = Callable[..., Outcome]
 
@@ -17,29 +16,24 @@ OLD_QEMU = """#!/bin/sh
 echo "QEMU emulator version 7.2.9 (Debian)"
 """
 
+IMPATIENT_QEMU = f"""#!{sys.executable}
+import re, socket, sys
+if "--version" in sys.argv:
+    print("QEMU emulator version 11.1.3")
+elif "help" in sys.argv[-1]:
+    print('name "vfio-user-pci"')
+else:
+    path = re.search('"path":"([^"]*)"', " ".join(sys.argv))[1]
+    with socket.socket(socket.AF_UNIX) as device:
+        device.connect(path)
+        device.recv(1)
+    sys.exit(3)
+"""
+
 
 @pytest.fixture(autouse=True)
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "settings"),
-    [
-        ("edu", "edu", {}),
-        ("edu,dma_mask=4G", "edu", {"dma_mask": "4G"}),
-        ("my.py:Nic,a=1,b=x=y", "my.py:Nic", {"a": "1", "b": "x=y"}),
-        ("edu,label=a,,b,c=", "edu", {"label": "a,b", "c": ""}),
-    ],
-)
-def test_device_with_options(text: str, name: str, settings: dict[str, str]) -> None:
-    assert parse_device(text) == (name, settings)
-
-
-@pytest.mark.parametrize("text", ["edu,x", "edu,=1", "edu,"])
-def test_device_with_something_else(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is not of the form name=value"):
-        parse_device(text)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +85,32 @@ def test_a_device_that_is_not_pci(run: Run) -> None:
     outcome = run("boot", "--device", "lamp.py", "--", "true")
     assert outcome.status == 2
     assert outcome.stderr == "vfio-user: Lamp is no PCI device, and QEMU takes no other: derive it from PciDevice\n"
+
+
+def test_a_device_that_does_not_start_in_its_process(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A QEMU that connects to its device, as the real one does, and ends when nobody answers.
+    qemu = folder / "qemu"
+    qemu.write_text(IMPATIENT_QEMU)
+    qemu.chmod(0o755)
+    for name in ("kernel", "initrd"):
+        (folder / name).touch()
+    words = ["boot", "--qemu", str(qemu), "--kernel", "kernel", "--initrd", "initrd", "--processes"]
+    outcome = run(*words, "--device", "edu,dma_mask=none", "--", "true")
+    assert outcome.status == 1
+    assert outcome.stderr.endswith("vfio-user: the process of edu ended (status 2), and with it the machine\n")
+
+
+def test_a_machine_that_ends_by_itself(run: Run, folder: Path) -> None:
+    qemu = folder / "qemu"
+    qemu.write_text(IMPATIENT_QEMU.replace("device.recv(1)", "pass"))
+    qemu.chmod(0o755)
+    for name in ("kernel", "initrd"):
+        (folder / name).touch()
+    words = ["boot", "--qemu", str(qemu), "--kernel", "kernel", "--initrd", "initrd", "--processes"]
+    outcome = run(*words, "--device", "edu@07", "--", "true")
+    assert outcome.status == 1
+    assert "QEMU ended at its start (status 3)" in outcome.stderr
+    assert '"addr":"07"' in outcome.stderr
 
 
 def test_machine_and_architecture_that_contradict(run: Run) -> None:

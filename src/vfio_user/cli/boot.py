@@ -8,26 +8,33 @@ import re
 import shlex
 import signal
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from vfio_user.cli.common import NamedDevice, add_verbose, make_named_device, start_log
+from vfio_user.cli.common import add_verbose, make_named_device, start_log
+from vfio_user.cli.device_processes import DeviceProcess, in_processes, wait_for_an_end
 from vfio_user.cli.output import complain
+from vfio_user.cli.placement import DeviceRequest, parse_device, share_slots
 from vfio_user.cli.plugged import linux_modules, plugged_in
 from vfio_user.devices.options import convert
-from vfio_user.errors import DeviceNotFoundError, VmTimeoutError, VmUnavailableError
+from vfio_user.devices.registry import find_device
+from vfio_user.errors import DeviceNotFoundError, VmLaunchError, VmTimeoutError, VmUnavailableError
 from vfio_user.protocol.constants import DeviceFlags
+from vfio_user.server.device import Device
 from vfio_user.vm.architecture import ARCHITECTURES, Architecture
 from vfio_user.vm.cache import Cache
 from vfio_user.vm.guestkit import GuestKit
 from vfio_user.vm.initramfs import build_initramfs
 from vfio_user.vm.machine import VirtualMachine
 from vfio_user.vm.progress import Progress
-from vfio_user.vm.qemu import QemuCommand
+from vfio_user.vm.qemu import QemuCommand, VfioUserDevice
 from vfio_user.vm.qemu_kit import ensure_qemu
 from vfio_user.vm.qemu_version import MINIMUM_VERSION, Qemu, inspect_qemu
 
-__all__ = ["add_arguments", "parse_device", "print_console_line", "run"]
+__all__ = ["add_arguments", "print_console_line", "run"]
 
 _MACHINES = {"pc": "x86_64", "q35": "x86_64", "virt": "aarch64"}
 
@@ -49,12 +56,18 @@ examples:
   vfio-user boot --device edu --package pciutils -- lspci
   vfio-user boot --device my_device.py:Nic,queues=4 --module e1000e -v
   vfio-user boot --device edu --kernel ~/linux/vmlinux -- 'dmesg | tail'
+  vfio-user boot --processes --device edu@05.0 --device gpio-pci-idio-16@05.1
+  vfio-user boot --device edu,qemu.romfile=my.rom --qemu-device pci-testdev
+
+A device is plugged in at SLOT.FUNCTION when that is given; those that share a
+slot become functions of one. qemu.NAME=VALUE is a property of QEMU's
+vfio-user-pci; every other NAME=VALUE an option of the device.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``boot``."""
-    parser.usage = "vfio-user boot [--device DEVICE[,NAME=VALUE]...] [options] [-- COMMAND]"
+    parser.usage = "vfio-user boot [--device DEVICE[@SLOT[.FUNCTION]][,NAME=VALUE]...] [options] [-- COMMAND]"
     parser.epilog = _EPILOG
     parser.add_argument(
         "--device",
@@ -62,8 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=parse_device,
         default=[],
-        metavar="DEVICE[,NAME=VALUE]...",
+        metavar="DEVICE[@SLOT][,NAME=VALUE]...",
         help="a device to plug in, with its options; may be repeated (a comma in a value is written twice)",
+    )
+    parser.add_argument(
+        "--processes",
+        action="store_true",
+        help="serve each device in a process of its own, rather than all in this one",
     )
     parser.add_argument("--init-script", type=Path, metavar="FILE", help="a script to run instead of COMMAND")
     parser.add_argument(
@@ -78,6 +96,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     machine.add_argument("--arch", choices=tuple(ARCHITECTURES), help="the guest's architecture (default x86_64)")
     machine.add_argument("--memory", type=_size, default="256M", metavar="SIZE", help="its memory (default 256M)")
+    machine.add_argument(
+        "--qemu-device",
+        dest="qemu_devices",
+        action="append",
+        default=[],
+        metavar="DEVICE",
+        help="one of QEMU's own devices, as its -device takes it; may be repeated",
+    )
     machine.add_argument("--qemu", type=Path, metavar="PATH", help="the QEMU to use")
     machine.add_argument("--kernel", type=Path, metavar="FILE", help="a kernel of your own")
     machine.add_argument("--initrd", type=Path, metavar="FILE", help="an initial file system of your own")
@@ -92,11 +118,22 @@ def run(arguments: argparse.Namespace) -> int:
     main = _main(arguments)
     if main is None and arguments.initrd is None and not sys.stdin.isatty():
         raise VmUnavailableError("there is no terminal for a shell: give a command after --, or --init-script FILE")
-    devices = [_pci(make_named_device(text, settings)) for text, settings in arguments.devices]
+    requests = share_slots(arguments.devices, arguments.qemu_devices)
+    classes = [_pci(find_device(request.name)) for request in requests]
+    # In processes of their own they are made there, with whatever files they open.
+    named = [] if arguments.processes else [make_named_device(each.name, dict(each.settings)) for each in requests]
     start_log(arguments.verbose)
-    qemu, kernel, initrd = _parts(arguments, architecture, devices, main or "/bin/sh")
+    qemu, kernel, initrd = _parts(arguments, architecture, linux_modules(classes), main or "/bin/sh")
     signal.signal(signal.SIGTERM, _terminated)
-    with plugged_in(devices, verbose=arguments.verbose, firmware=machine != "virt") as plugs:
+    firmware = machine != "virt"
+    with contextlib.ExitStack() as stack:
+        children: list[DeviceProcess] = []
+        if arguments.processes:
+            devices = list(zip(requests, classes, strict=True))
+            children = stack.enter_context(in_processes(devices, verbose=arguments.verbose, firmware=firmware))
+            plugs = [child.plug for child in children]
+        else:
+            plugs = stack.enter_context(plugged_in(named, verbose=arguments.verbose, firmware=firmware))
         command = QemuCommand(
             qemu.path,
             machine=machine,
@@ -104,16 +141,47 @@ def run(arguments: argparse.Namespace) -> int:
             kernel=kernel,
             initrd=initrd,
             append=(arguments.append,) if arguments.append else (),
-            devices=tuple(plugs),
+            devices=(*arguments.qemu_devices, *_placed(plugs, requests)),
         )
         print(command, end="\n\n", file=sys.stderr, flush=True)
-        return _run_machine(command, terminal=main is None and sys.stdin.isatty(), timeout=arguments.timeout)
+        terminal = main is None and sys.stdin.isatty()
+        try:
+            return _run_machine(command, children, terminal=terminal, timeout=arguments.timeout)
+        except VmLaunchError:
+            # QEMU ends when it is refused; why, the device has said.
+            if (dead := _first_dead(children)) is None:
+                raise
+            complain(_obituary(dead))
+            return 1
 
 
-def _run_machine(command: QemuCommand, *, terminal: bool, timeout: float | None) -> int:
+def _placed(plugs: Sequence[VfioUserDevice], requests: Sequence[DeviceRequest]) -> list[VfioUserDevice]:
+    """The devices, where and how they are to be plugged in."""
+    return [replace(plug, properties=request.properties) for plug, request in zip(plugs, requests, strict=True)]
+
+
+def _first_dead(children: Sequence[DeviceProcess]) -> DeviceProcess | None:
+    """A device whose process has ended, or is about to."""
+    return next((child for child in children if child.process.wait(0.5) is not None), None)
+
+
+def _obituary(child: DeviceProcess) -> str:
+    code = child.process.exit_code
+    how = f"status {code}" if code is None or code >= 0 else f"signal {-code}"
+    return f"the process of {child.name} ended ({how}), and with it the machine"
+
+
+def _run_machine(
+    command: QemuCommand, children: Sequence[DeviceProcess], *, terminal: bool, timeout: float | None
+) -> int:
     with VirtualMachine(command, on_console_line=print_console_line, terminal=terminal) as machine:
         try:
-            code = machine.wait(timeout)
+            begun = time.monotonic()
+            if (dead := wait_for_an_end(machine, children, timeout)) is not None:
+                complain(_obituary(dead))
+                machine.stop()
+                return 1
+            code = machine.wait(None if timeout is None else max(0.0, timeout - (time.monotonic() - begun)))
         except KeyboardInterrupt:
             _take_down(machine)
             return 130
@@ -165,10 +233,10 @@ def _machine(arguments: argparse.Namespace) -> tuple[Architecture, str]:
     return architecture, arguments.machine
 
 
-def _pci(named: NamedDevice) -> NamedDevice:
-    if not named.device.flags & DeviceFlags.PCI:
-        raise DeviceNotFoundError(f"{named.name} is no PCI device, and QEMU takes no other: derive it from PciDevice")
-    return named
+def _pci(cls: type[Device]) -> type[Device]:
+    if not cls.flags & DeviceFlags.PCI:
+        raise DeviceNotFoundError(f"{cls.__name__} is no PCI device, and QEMU takes no other: derive it from PciDevice")
+    return cls
 
 
 def _main(arguments: argparse.Namespace) -> str | None:
@@ -182,7 +250,7 @@ def _main(arguments: argparse.Namespace) -> str | None:
 
 
 def _parts(
-    arguments: argparse.Namespace, architecture: Architecture, devices: list[NamedDevice], main: str
+    arguments: argparse.Namespace, architecture: Architecture, drivers: Sequence[str], main: str
 ) -> tuple[Qemu, Path, Path]:
     """QEMU, kernel and initrd: those named, and for the rest those of the guest kit."""
     qemu = _usable(inspect_qemu(arguments.qemu)) if arguments.qemu is not None else None
@@ -195,7 +263,7 @@ def _parts(
     initrd = arguments.initrd
     if initrd is None:
         # Our modules fit our kernel only; another one must have its drivers built in.
-        modules = [] if arguments.kernel else [*linux_modules(devices), *arguments.modules]
+        modules = [] if arguments.kernel else [*drivers, *arguments.modules]
         files = {_SCRIPT: _script(arguments.init_script)} if arguments.init_script else {}
         initrd = build_initramfs(kit, load=modules, packages=arguments.packages, files=files, main=main)
     return qemu or kit.qemu, arguments.kernel or kit.kernel, initrd
@@ -214,18 +282,6 @@ def _usable(qemu: Qemu) -> Qemu:
             f"or leave --qemu out and let one be found or fetched"
         )
     return qemu
-
-
-def parse_device(text: str) -> tuple[str, dict[str, str]]:
-    """Reads ``DEVICE[,NAME=VALUE...]``; two commas are one comma of a value, as in QEMU."""
-    name, *words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
-    settings = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise argparse.ArgumentTypeError(f"{word!r} of {text!r} is not of the form name=value")
-        settings[key] = value
-    return name, settings
 
 
 def _size(text: str) -> int:

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vfio_user.cli.common import NamedDevice, new_observer
+from vfio_user.server.device import Device
 from vfio_user.server.server import Server
 from vfio_user.vm.qemu import VfioUserDevice
 
-__all__ = ["linux_modules", "plugged_in"]
+__all__ = ["UNCLASSIFIED", "linux_modules", "plugged_in"]
 
 #: A class code of no particular kind, for devices that declare none.
-_UNCLASSIFIED = 0xFF0000
+UNCLASSIFIED = 0xFF0000
 
 
 @contextlib.contextmanager
@@ -39,11 +40,12 @@ def plugged_in(
             observer = new_observer(named, verbose, label=len(devices) > 1)
             stack.enter_context(Server(named.device, path, observer=observer)).start()
             classless = getattr(named.device, "class_code", None) == 0
-            plugs.append(VfioUserDevice(path, class_code=_UNCLASSIFIED if classless and not firmware else None))
+            plugs.append(VfioUserDevice(path, class_code=UNCLASSIFIED if classless and not firmware else None))
         yield plugs
 
 
-def linux_modules(devices: Iterable[NamedDevice]) -> list[str]:
+def linux_modules(devices: Iterable[NamedDevice | type[Device]]) -> list[str]:
     """The kernel modules of the devices' drivers, each once, as their classes name them in ``linux_modules``."""
-    names = [name for named in devices for name in getattr(named.device, "linux_modules", ())]
+    sources = [each.device if isinstance(each, NamedDevice) else each for each in devices]
+    names = [name for source in sources for name in getattr(source, "linux_modules", ())]
     return list(dict.fromkeys(names))

@@ -207,6 +207,10 @@ class VirtualMachine:
         """QEMU's process id."""
         return self._launched().pid
 
+    def fileno(self) -> int:
+        """Readable once QEMU has ended, for who waits for other things besides."""
+        return self._launched().fileno()
+
     @property
     def is_running(self) -> bool:
         """Whether QEMU runs."""

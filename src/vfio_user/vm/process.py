@@ -48,7 +48,8 @@ class ChildProcess:
     Args:
         command: what to run.
         pass_fds: file descriptors it inherits; they stay open here.
-        output: where its standard error goes, and its standard output.
+        output: where its standard output goes; an open file, or what ``subprocess`` takes.
+        errors: where its standard error goes; to ``output`` when left out.
         with_terminal: whether it gets our standard input and output instead.
 
     Raises:
@@ -63,7 +64,8 @@ class ChildProcess:
         command: Sequence[str],
         *,
         pass_fds: Sequence[int] = (),
-        output: IO[bytes],
+        output: IO[bytes] | int,
+        errors: IO[bytes] | int | None = None,
         with_terminal: bool = False,
     ) -> None:
         def start() -> subprocess.Popen[bytes]:
@@ -72,7 +74,7 @@ class ChildProcess:
                 pass_fds=pass_fds,
                 stdin=None if with_terminal else subprocess.DEVNULL,
                 stdout=None if with_terminal else output,
-                stderr=output,
+                stderr=output if errors is None else errors,
                 start_new_session=not with_terminal,  # a Ctrl-C at our terminal is ours to handle
                 preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - see _die_with for what makes it safe
             )
@@ -89,6 +91,10 @@ class ChildProcess:
     def exit_code(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""
         return self._process.poll()
+
+    def fileno(self) -> int:
+        """Readable once it has ended (a pidfd)."""
+        return self._pidfd
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for its end, at most ``timeout`` seconds; returns its exit status, or None when it still runs."""
