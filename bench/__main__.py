@@ -10,10 +10,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import dma, message_path, migration, registers, startup
+from bench import client, dma, idle, message_dma, message_path, migration, registers, startup
 from bench.report import Figure, environment, format_table, write_json
 
-_SUITES = ("message-path", "startup", "registers", "dma", "migration")
+_SUITES = ("message-path", "client", "startup", "registers", "dma", "message-dma", "idle", "migration")
 
 
 def _parse() -> argparse.Namespace:
@@ -35,9 +35,12 @@ def main() -> None:
     options = _parse()
     suites: dict[str, Callable[[], tuple[list[Figure], dict[str, object]]]] = {
         "message-path": lambda: message_path.measure(options.rounds, options.round_trips, options.posted_writes, _say),
+        "client": lambda: client.measure(options.rounds, options.round_trips, _say),
         "startup": lambda: startup.measure(options.rounds, _say),
         "registers": lambda: registers.measure(options.rounds, _say),
-        "dma": _measure_dma,
+        "dma": lambda: dma.measure(options.rounds, _say),
+        "message-dma": lambda: message_dma.measure(options.rounds, _say),
+        "idle": lambda: idle.measure(options.rounds, _say),
         "migration": lambda: migration.measure(options.rounds, _say),
     }
     _say(", ".join(f"{key} {value}" for key, value in environment().items()))
@@ -51,14 +54,6 @@ def main() -> None:
     path = options.json or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     write_json(path, figures, measurements)
     _say(f"results: {path}")
-
-
-def _measure_dma() -> tuple[list[Figure], dict[str, object]]:
-    """Its figures have no targets yet: it prints them itself."""
-    dma.accesses()
-    dma.rates(10_000)
-    print(flush=True)
-    return [], {}
 
 
 def _say(text: str) -> None:

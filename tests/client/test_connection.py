@@ -23,6 +23,7 @@ from vfio_user.errors import (
     CommandTimeoutError,
     ConnectionClosedError,
     FramingError,
+    LocalProtocolError,
     RemoteProtocolError,
     VersionError,
     VfioUserError,
@@ -292,6 +293,12 @@ def test_a_channel_without_descriptors() -> None:
     with Connection(ours, pump=lambda timeout: timeout) as connection:
         assert not connection.carries_fds
         assert connection.agreement.client.max_msg_fds == 0
+        # Refused before anything is expected of the server.
+        for _ in range(2):
+            with pytest.raises(LocalProtocolError, match=r"DMA_MAP goes with 1 file descriptors, which only UNIX"):
+                connection.submit(Command.DMA_MAP, fds=[0])
+        theirs.send(message(1, RESET))
+        connection.request(RESET)
     theirs.close()
 
 
@@ -378,7 +385,7 @@ def test_a_server_that_asks_and_does_not_read_the_answers(server: ScriptedServer
             server.say(asks)
         with pytest.raises(CommandTimeoutError):
             connection.request(RESET)
-        assert connection._unsent < 6 << 20, "answers nobody reads are made all the same"
+        assert connection._stream.unsent < 6 << 20, "answers nobody reads are made all the same"
         served = 0
         while served < 100:
             served += len([heard for heard in server.heard() if heard.header.command == Command.DMA_READ])

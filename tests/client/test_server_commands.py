@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.client.scripted import message
-from vfio_user.client.server_commands import answer
+from vfio_user.client.server_commands import ServerCommands
 from vfio_user.errors import DmaAccess
 from vfio_user.protocol.constants import Command
 from vfio_user.protocol.header import Header
@@ -36,7 +36,8 @@ class Memory:
 
 def ask(command: int, payload: bytes, fds: list[int] | None = None, memory: Memory | None = None) -> tuple[int, bytes]:
     header = Header.decode(message(3, command, payload, flags=0))
-    reply = answer(header, payload, fds or [], memory, 8)
+    reply = ServerCommands(memory, 8).carry_out(header, payload, fds or [])
+    assert reply is not None
     answered = Header.decode(reply)
     assert (answered.message_id, answered.command, answered.message_size) == (3, command, len(reply))
     assert answered.is_reply

@@ -57,6 +57,8 @@ def access_path(
     ids: Iterator[int],
     under_way: tuple[Sized, Sized, Sized],
     pump: Callable[[float], float] | None,
+    *,
+    waits: bool,
 ) -> AccessPath:
     """Makes the functions.
 
@@ -67,6 +69,7 @@ def access_path(
         ids: message ids, without end.
         under_way: replies to come, messages to be sent, and ids that must not be used: empty nearly always.
         pump: see ``Connection``.
+        waits: the server's commands may come over another socket: a reply cannot be waited for by receiving it.
     """
     send = channel.send
     receive = channel.recvmsg_into
@@ -207,7 +210,7 @@ def access_path(
             connection.wait_for(expected, passed=connection.timeout)
         return expected.result().payload
 
-    if pump is not None:
+    if pump is not None or waits:
         # The other end may ask for memory while it carries the access out: its reply must be waited for from the start.
         return AccessPath(read_ordinarily, write_ordinarily, post)
     return AccessPath(read, write, post)

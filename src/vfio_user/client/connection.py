@@ -3,91 +3,60 @@
 Theory of operation
 -------------------
 
-A command goes out with an id; its ``PendingReply`` waits under that id until the reply comes, the connection breaks, or
-its time is over. Replies may come in any order. One whose id nobody waits for - late, or to a posted write, which some
-servers answer all the same - is taken off the stream by its size and dropped: a command that timed out costs its own
-answer and nothing else. Its id is not used again before that late reply has come.
+``pending`` knows which commands are under way, ``stream`` moves the bytes, ``server_commands`` carries out what the
+server asks for; here is what binds them together, and waits.
 
 Whenever this end waits - for a reply, for room to send, for an interrupt - it also carries out what the server asks
 for: DMA_READ and DMA_WRITE, from the memory it was given. A server may need those before it can answer, and a client
-that does not look would wait for ever.
+that does not look would wait for ever. They come over the same stream, or over a second one, the *twin socket*, where
+this end proposed it and the server has it: then neither direction ever stands in the other's way.
 
 Nothing the server sends is trusted. A reply that is wrong in itself raises RemoteProtocolError where it was waited for,
 and the connection goes on; a stream that cannot be cut into messages any more ends it. Descriptors nobody asked for are
 closed, and so are those of replies that are refused.
 
-Spec: "Header", "VFIO_USER_DMA_READ", "VFIO_USER_DMA_WRITE".
+Spec: "Header", "VFIO_USER_VERSION", "VFIO_USER_DMA_READ", "VFIO_USER_DMA_WRITE".
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import select
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import NoReturn, Self
 
 from vfio_user.client.access_path import access_path
-from vfio_user.client.pending import PendingReply, Reply
-from vfio_user.client.server_commands import DmaTarget, answer
+from vfio_user.client.negotiation import MAX_VERSION_REPLY, OFFER, proposal, settle
+from vfio_user.client.pending import PendingReplies, PendingReply, Reply
+from vfio_user.client.server_commands import DmaTarget, ServerCommands
+from vfio_user.client.stream import MessageStream
 from vfio_user.errors import (
     CommandTimeoutError,
     ConnectionClosedError,
     FramingError,
+    LocalProtocolError,
     ProtocolError,
     VfioUserError,
 )
-from vfio_user.protocol.constants import HEADER_SIZE, Command
-from vfio_user.protocol.framing import FrameBuffer, close_fds
+from vfio_user.protocol.constants import Command
 from vfio_user.protocol.header import Header, command_header, command_name
 from vfio_user.protocol.region import ACCESS_MESSAGE
-from vfio_user.protocol.version import Agreement, Capabilities, VersionMessage, conclude, propose
-from vfio_user.transport.channel import ANCILLARY_SIZE, RECEIVE_FLAGS, Channel, ancillary_fds, carries_fds, send_some
+from vfio_user.protocol.version import Capabilities, VersionMessage
+from vfio_user.transport.channel import Channel, carries_fds
 
-__all__ = ["OFFER", "Connection", "ConnectionStatistics"]
+__all__ = ["Connection"]
 
 log = logging.getLogger("vfio_user.client")
-
-#: What a client here can take. 16 descriptors a message is what QEMU says.
-OFFER = Capabilities(max_msg_fds=16, write_multiple=True)
 
 #: Seconds a server has for an answer; QEMU's default.
 _TIMEOUT = 5.0
 
-#: Bytes of replies a server may leave unread before nothing more is taken from it.
-_MAX_UNSENT = 4 << 20
-
-#: A VERSION reply, in bytes; longer than any a peer sends, and no room for a flood.
-_MAX_VERSION_REPLY = 4096
-
 #: Seconds to sleep at once; poll(2) counts milliseconds in a C int.
 _LONGEST_POLL = 86400.0
-
-_POLL = RECEIVE_FLAGS | socket.MSG_DONTWAIT
-
-
-class ConnectionStatistics:
-    """Counts of one connection.
-
-    Attributes:
-        dropped_replies: replies nobody waited for: late ones, or such to posted writes.
-        served: commands of the server that were carried out.
-        refused: commands of the server that were answered with an error.
-    """
-
-    __slots__ = ("dropped_replies", "refused", "served")
-
-    def __init__(self) -> None:
-        self.dropped_replies = 0
-        self.served = 0
-        self.refused = 0
 
 
 class Connection:
@@ -96,7 +65,8 @@ class Connection:
     Args:
         channel: a connected socket, or another channel; closed with this, and when this cannot be made.
         timeout: seconds a command has, unless it says otherwise.
-        offer: what this client can take.
+        offer: what this client can take; with ``twin_socket`` one is proposed. Accesses take twice as long then: this
+            end, having one thread, has to look at two sockets.
         minor: the newest minor version to propose. QEMU proposes 0, and so does this.
         dma: the memory the server's DMA_READ and DMA_WRITE reach; None refuses them. May be set later.
         pump: for a channel whose other end lives on this thread: ``pump(seconds)`` lets the other end work for up to
@@ -109,6 +79,7 @@ class Connection:
         write: ``write(region, offset, size, value)``: REGION_WRITE of 1, 2, 4 or 8 bytes, waiting until it is done.
         post: ``post(region, offset, size, value)``: the same without waiting for it, nor hearing whether it failed.
         statistics: counts.
+        has_twin: the server's commands come over a socket of their own.
 
     Raises:
         VersionError: the server's version or capabilities cannot be used.
@@ -132,38 +103,55 @@ class Connection:
         dma: DmaTarget | None = None,
         pump: Callable[[float], float] | None = None,
     ) -> None:
-        self.dma = dma
         self.offer = offer
-        self.statistics = ConnectionStatistics()
+        self._commands = ServerCommands(dma, offer.max_data_xfer_size)
+        self.statistics = self._commands.statistics
         self._channel = channel
         self._pump = pump
-        self._frames = FrameBuffer(offer.max_data_xfer_size + ACCESS_MESSAGE.size)
-        self._view = memoryview(self._frames.buffer)
-        self._pending: dict[int, PendingReply] = {}
-        self._abandoned: set[int] = set()
-        self._ids = itertools.cycle(range(1 << 16))
-        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
-        self._unsent = 0
+        self._stream = MessageStream(channel, offer.max_data_xfer_size + ACCESS_MESSAGE.size, self._handle)
+        self._twin: MessageStream | None = None
+        self._pending = PendingReplies(self)
         self._failure: VfioUserError | None = None
         self._poll = select.poll()
         if isinstance(channel, socket.socket):
             channel.setblocking(True)
             self._poll.register(channel, select.POLLIN)
         self.timeout = timeout
-        self.read, self.write, self.post = access_path(
-            self, self._frames, channel, self._ids, (self._pending, self._outbox, self._abandoned), pump
-        )
         try:
-            proposed = offer if carries_fds(channel) else replace(offer, max_msg_fds=0)
-            self.agreement = self._negotiate(propose(proposed, minor=minor))
+            self._negotiate(proposal(offer, channel, minor=minor))
         except BaseException:
             self.close()
             raise
+        under_way = (self._pending.waiting, self._stream.outbox, self._pending.abandoned)
+        self.read, self.write, self.post = access_path(
+            self, self._stream.frames, channel, self._pending.ids, under_way, pump, waits=self.has_twin
+        )
 
-    def _negotiate(self, proposal: VersionMessage) -> Agreement:
-        reply = self.request(Command.VERSION, proposal.encode(), max_payload=_MAX_VERSION_REPLY)
-        self.server_version = VersionMessage.decode(reply.payload)
-        return conclude(proposal, self.server_version)
+    def _negotiate(self, request: VersionMessage) -> None:
+        reply = self.request(
+            Command.VERSION,
+            request.encode(),
+            max_payload=MAX_VERSION_REPLY,
+            max_fds=int("twin_socket" in (request.capabilities or {})),
+        )
+        self.agreement, self.server_version, twin = settle(request, reply)
+        if twin is not None:
+            self._twin = MessageStream(twin, self._stream.frames.max_message_size, self._handle_twin)
+            self._poll.register(twin, select.POLLIN)
+
+    @property
+    def dma(self) -> DmaTarget | None:
+        """The memory the server's commands reach; None refuses them."""
+        return self._commands.dma
+
+    @dma.setter
+    def dma(self, dma: DmaTarget | None) -> None:
+        self._commands.dma = dma
+
+    @property
+    def has_twin(self) -> bool:
+        """See the class."""
+        return self._twin is not None
 
     @property
     def carries_fds(self) -> bool:
@@ -225,8 +213,14 @@ class Connection:
 
         Raises:
             ConnectionClosedError: the connection has ended.
+            LocalProtocolError: there are descriptors, and the connection carries none. Nothing has been sent.
         """
         self.check_open()
+        if fds and not self.carries_fds:
+            raise LocalProtocolError(
+                f"{request or command_name(command)} goes with {len(fds)} file descriptors, which only UNIX sockets "
+                "carry. Connect by unix:PATH, or do without: DMA by messages, no mapped memory, no eventfds"
+            )
         message_id = self.fresh_id()
         pending = self.expect(message_id, command, request or command_name(command), max_payload, max_fds)
         self._send(command_header(message_id, command, len(payload)) + payload, fds)
@@ -258,15 +252,14 @@ class Connection:
         Raises:
             ConnectionClosedError: every id waits for a reply; the connection is ended.
         """
-        if len(self._pending) + len(self._abandoned) >= 1 << 16:
-            self._lost(ConnectionClosedError("65536 commands have had no reply: there is no id left for another"))
-        return next(number for number in self._ids if number not in self._pending and number not in self._abandoned)
+        try:
+            return self._pending.fresh_id()
+        except ConnectionClosedError as exc:
+            self._lost(exc)
 
     def expect(self, message_id: int, command: int, request: str, max_payload: int, max_fds: int = 0) -> PendingReply:
         """A reply is to come."""
-        pending = PendingReply(self, message_id, command, request, max_payload, max_fds)
-        self._pending[message_id] = pending
-        return pending
+        return self._pending.expect(message_id, command, request, max_payload, max_fds)
 
     def received(self, count: int, ancdata: list[tuple[int, int, bytes]], flags: int) -> None:
         """Handles what came: replies go where they are waited for, commands are carried out.
@@ -275,20 +268,13 @@ class Connection:
             RemoteProtocolError, ConnectionClosedError: the connection has ended.
         """
         try:
-            fds = ancillary_fds(ancdata, flags)
-            if not count:
-                close_fds(fds)
-                raise ConnectionClosedError("the server closed the connection")
-            self._frames.received(count, fds)
-            self._dispatch()
+            self._stream.received(count, ancdata, flags)
         except (ProtocolError, ConnectionClosedError) as exc:
             self._lost(exc)
 
-    def keep(self, message: bytes, sent: int, fds: Sequence[int] = ()) -> None:
+    def keep(self, message: bytes, sent: int) -> None:
         """Keeps what the server has no room for; it goes when it reads again."""
-        rest = memoryview(message)[sent:]
-        self._outbox.append((rest, [] if sent else [os.dup(fd) for fd in fds]))
-        self._unsent += len(rest)
+        self._stream.keep(message, sent)
 
     def wait_for(self, pending: PendingReply, timeout: float | None = None, passed: float = 0.0) -> None:
         """Works until that reply has come, or fails it when its time is over: ``timeout``, of which some has passed."""
@@ -300,18 +286,13 @@ class Connection:
                 left -= self._turn(max(left, 0.0))
             except BaseException:
                 # Ctrl-C, or the device's own failure in a test: nobody will take that reply any more.
-                self._abandon(pending)
+                self._pending.abandon(pending)
                 raise
             if left <= 0 and not pending.is_done:
-                self._abandon(pending)
+                self._pending.abandon(pending)
                 pending.fail(
                     CommandTimeoutError(f"the server did not answer {pending.request} within {given:g} seconds")
                 )
-
-    def _abandon(self, pending: PendingReply) -> None:
-        """A reply may still come, and is to be dropped."""
-        if self._pending.pop(pending.message_id, None) is not None:
-            self._abandoned.add(pending.message_id)
 
     def drain(self) -> None:
         """Works until everything has been sent.
@@ -322,10 +303,10 @@ class Connection:
         """
         self.check_open()
         left = self._timeout
-        while self._outbox:
+        while self._stream.outbox:
             if left <= 0:
                 raise CommandTimeoutError(
-                    f"the server has not read for {self._timeout:g} seconds; {self._unsent} bytes wait to be sent"
+                    f"the server has not read for {self._timeout:g} seconds; {self._stream.unsent} bytes wait"
                 )
             left -= self._turn(left)
 
@@ -399,10 +380,8 @@ class Connection:
             self._flush()
             self._receive()
             return passed
-        events = select.POLLIN if self._unsent < _MAX_UNSENT else 0
-        if self._outbox:
-            events |= select.POLLOUT
-        self._poll.modify(self._channel.fileno(), events)
+        for stream in self._streams():
+            self._poll.modify(stream.channel.fileno(), stream.events)
         if fd is not None:
             self._poll.register(fd, select.POLLIN)
         try:
@@ -414,100 +393,53 @@ class Connection:
         self._receive()
         return time.monotonic() - started
 
-    # Bytes.
+    # Bytes, and messages.
+
+    def _streams(self) -> tuple[MessageStream, ...]:
+        return (self._stream,) if self._twin is None else (self._stream, self._twin)
 
     def _send(self, message: bytes, fds: Sequence[int] = ()) -> None:
-        """Sends one whole message with one system call, or keeps what the server has no room for."""
         try:
-            sent = 0 if self._outbox else send_some(self._channel, [message], fds)
+            self._stream.send(message, fds)
         except ConnectionClosedError as exc:
             self._lost(exc)
-        if sent < len(message):
-            self.keep(message, sent, fds)
 
     def _flush(self) -> None:
-        while self._outbox:
-            view, fds = self._outbox[0]
-            try:
-                sent = send_some(self._channel, [view], fds)
-            except ConnectionClosedError as exc:
-                self._lost(exc)
-            if not sent:
-                return
-            self._unsent -= sent
-            close_fds(fds)
-            if sent < len(view):
-                self._outbox[0] = (view[sent:], [])
-            else:
-                self._outbox.popleft()
+        try:
+            for stream in self._streams():
+                stream.flush()
+        except ConnectionClosedError as exc:
+            self._lost(exc)
 
     def _receive(self) -> bool:
         """Takes what the server has sent, without waiting, and handles it; False if there was nothing."""
-        if self._frames.end:
-            self._resume()
-        if self._unsent >= _MAX_UNSENT:
-            return False
         try:
-            count, ancdata, flags, _ = self._channel.recvmsg_into(
-                [self._view[self._frames.end :]], ANCILLARY_SIZE, _POLL
-            )
-        except BlockingIOError:
-            return False
-        except OSError as exc:
-            self._lost(ConnectionClosedError(f"the connection broke: {exc.strerror}"))
-        self.received(count, ancdata, flags)
-        return True
-
-    # Messages.
-
-    def _resume(self) -> None:
-        """Goes on with messages that were left because too much waited to be sent."""
-        try:
-            self._dispatch()
+            came = self._stream.receive()
+            return came if self._twin is None else self._twin.receive() or came
         except (ProtocolError, ConnectionClosedError) as exc:
             self._lost(exc)
 
-    def _dispatch(self) -> None:
-        frames = self._frames
-        # What a server asks for and does not read is not made any longer: a thousand requests fit in a few kilobytes,
-        # their answers in a gigabyte.
-        while self._unsent < _MAX_UNSENT and (header := frames.next_message()) is not None:
-            began = frames.start + HEADER_SIZE
-            payload = bytes(self._view[began : began - HEADER_SIZE + header.message_size])
-            fds = frames.take_fds()
-            frames.consume(header.message_size)
-            try:
-                self._handle(header, payload, fds)
-            finally:
-                close_fds(fds)
-        frames.compact()
-
     def _handle(self, header: Header, payload: bytes, fds: list[int]) -> None:
-        pending = self._pending.get(header.message_id)
-        # rust-vmm's server, before 2026-04-21, sent its error replies as commands with the error flag.
-        disguised = header.is_command and header.is_error and not payload and pending is not None
-        if header.is_reply or disguised:
-            if pending is None:
-                self._abandoned.discard(header.message_id)
+        if self._pending.takes(header, payload):
+            if not self._pending.reply_came(header, payload, fds):
                 self.statistics.dropped_replies += 1
                 log.debug("dropped a reply nobody waits for: %s", header)
-                return
-            del self._pending[header.message_id]
-            pending.complete(header, payload, fds)
         elif header.is_command:
-            self._serve(header, payload, fds)
+            self._serve(self._stream, header, payload, fds)
         else:
             raise FramingError(f"the header's type is neither command nor reply: flags {header.flags:#x}")
 
-    def _serve(self, header: Header, payload: bytes, fds: list[int]) -> None:
-        """Carries out a command of the server's."""
-        message = answer(header, payload, fds, self.dma, self.offer.max_data_xfer_size)
-        if Header.decode(message).is_error:
-            self.statistics.refused += 1
-        else:
-            self.statistics.served += 1
-        if not header.no_reply:
-            self._send(message)
+    def _handle_twin(self, header: Header, payload: bytes, fds: list[int]) -> None:
+        if not header.is_command:
+            raise FramingError(f"over the twin socket come commands alone, and this is none: {header}")
+        assert self._twin is not None
+        self._serve(self._twin, header, payload, fds)
+
+    def _serve(self, stream: MessageStream, header: Header, payload: bytes, fds: list[int]) -> None:
+        """Carries out a command of the server's; the reply goes where it came from."""
+        message = self._commands.carry_out(header, payload, fds)
+        if message is not None:
+            stream.send(message)
 
     # The end.
 
@@ -524,17 +456,9 @@ class Connection:
         if self._failure is not None:
             return
         self._failure = exc
-        for pending in self._pending.values():
-            failure = ConnectionClosedError(f"the connection ended before {pending.request} was answered: {exc}")
-            failure.__cause__ = exc
-            pending.fail(failure)
-        self._pending.clear()
-        for _, fds in self._outbox:
-            close_fds(fds)
-        self._outbox.clear()
-        self._unsent = 0
-        self._frames.close()
-        self._channel.close()
+        self._pending.fail_all(exc)
+        for stream in self._streams():
+            stream.close()
 
     def close(self) -> None:
         """Closes the connection; what is pending fails. Idempotent."""

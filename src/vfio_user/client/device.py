@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from vfio_user.client.dirty_bitmap import DirtyBitmap
 from vfio_user.client.guest_memory import PAGE_SIZE, DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
 from vfio_user.client.irq import Irq
 from vfio_user.client.migration import Migration, find_migration
+from vfio_user.client.negotiation import OFFER
 from vfio_user.client.region import DeviceRegion, map_areas
 from vfio_user.errors import RemoteProtocolError, StateError
 from vfio_user.protocol.constants import (
@@ -131,6 +133,7 @@ class VfioUserClient:
         memory_iova: int = _MEMORY_IOVA,
         share_memory: bool = True,
         map_regions: bool = True,
+        twin_socket: bool = False,
     ) -> Self:
         """Connects to a server and negotiates.
 
@@ -138,13 +141,15 @@ class VfioUserClient:
             address: a path, or any other form of ``transport.address``.
             timeout: seconds each command has.
             memory_size: see the class, as for the others.
+            twin_socket: propose a second socket for the server's DMA_READ and DMA_WRITE; see ``Connection``.
 
         Raises:
             AddressError, ConnectError: there is no server.
             VersionError, CommandError: no version can be agreed on.
         """
+        offer = replace(OFFER, twin_socket=twin_socket)
         return cls(
-            Connection(connect(address, timeout=timeout), timeout=timeout),
+            Connection(connect(address, timeout=timeout), timeout=timeout, offer=offer),
             memory_size=memory_size,
             memory_iova=memory_iova,
             share_memory=share_memory,

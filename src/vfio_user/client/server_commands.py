@@ -17,7 +17,7 @@ from vfio_user.protocol.constants import Command
 from vfio_user.protocol.dma import DmaRead, DmaReadReply, DmaWrite, DmaWriteReply
 from vfio_user.protocol.header import Header, command_name, error_reply, reply_header
 
-__all__ = ["DmaTarget", "answer"]
+__all__ = ["ConnectionStatistics", "DmaTarget", "ServerCommands"]
 
 log = logging.getLogger("vfio_user.client")
 
@@ -40,29 +40,68 @@ class DmaTarget(Protocol):
         """
 
 
-def answer(header: Header, payload: bytes, fds: list[int], dma: DmaTarget | None, limit: int) -> bytes:
-    """Carries out a command of the server's, and returns the reply.
+class ConnectionStatistics:
+    """Counts of one connection.
+
+    Attributes:
+        dropped_replies: replies nobody waited for: late ones, or such to posted writes.
+        served: commands of the server that were carried out.
+        refused: commands of the server that were answered with an error.
+    """
+
+    __slots__ = ("dropped_replies", "refused", "served")
+
+    def __init__(self) -> None:
+        self.dropped_replies = 0
+        self.served = 0
+        self.refused = 0
+
+
+class ServerCommands:
+    """Carries out the commands of one server.
 
     Args:
-        header: the command's.
-        payload: what followed it.
-        fds: descriptors that came with it; no command of a server has any. They stay the caller's.
         dma: the memory; None when the client has given the device none.
         limit: bytes of one transfer, as agreed on.
+
+    Attributes:
+        dma: as given; may be changed.
+        statistics: counts.
     """
-    name = command_name(header.command)
-    try:
-        if fds:
-            raise RemoteProtocolError(f"{name} came with {len(fds)} file descriptors; it carries none")
-        result = _carry_out(header.command, payload, dma, limit)
-    except (DeviceError, RemoteProtocolError) as exc:
-        number = exc.reply_errno if isinstance(exc, DeviceError) else exc.errno_hint
-        log.debug("refused %s: %s", header, exc)
-        return error_reply(header.message_id, header.command, number)
-    except Exception:
-        log.exception("%s of the server failed in this program; it gets EIO", name)
-        return error_reply(header.message_id, header.command, errno.EIO)
-    return reply_header(header.message_id, header.command, len(result)) + result
+
+    def __init__(self, dma: DmaTarget | None, limit: int) -> None:
+        self.dma = dma
+        self.statistics = ConnectionStatistics()
+        self._limit = limit
+
+    def carry_out(self, header: Header, payload: bytes, fds: list[int]) -> bytes | None:
+        """Carries out a command of the server's.
+
+        Args:
+            header: the command's.
+            payload: what followed it.
+            fds: descriptors that came with it; no command of a server has any. They stay the caller's.
+
+        Returns:
+            The reply; None where none is wanted.
+        """
+        name = command_name(header.command)
+        try:
+            if fds:
+                raise RemoteProtocolError(f"{name} came with {len(fds)} file descriptors; it carries none")
+            result = _carry_out(header.command, payload, self.dma, self._limit)
+        except (DeviceError, RemoteProtocolError) as exc:
+            number = exc.reply_errno if isinstance(exc, DeviceError) else exc.errno_hint
+            log.debug("refused %s: %s", header, exc)
+        except Exception:
+            number = errno.EIO
+            log.exception("%s of the server failed in this program; it gets EIO", name)
+        else:
+            self.statistics.served += 1
+            reply = reply_header(header.message_id, header.command, len(result)) + result
+            return None if header.no_reply else reply
+        self.statistics.refused += 1
+        return None if header.no_reply else error_reply(header.message_id, header.command, number)
 
 
 def _carry_out(command: int, payload: bytes, dma: DmaTarget | None, limit: int) -> bytes:
