@@ -30,6 +30,7 @@ __all__ = [
     "CallbackRegion",
     "Doorbell",
     "EmptyRegion",
+    "IoRange",
     "MemoryRegion",
     "Region",
     "SharedMemory",
@@ -60,12 +61,33 @@ class Doorbell(NamedTuple):
         ring: called for one or more such writes that came through the eventfd; those that are sent go to the region's
             ``write`` as ever.
         is_io: it lies in I/O space.
+        shadow: the client puts the value written into memory it shares with the device, before it rings, and ``ring``
+            is called with it: the last one, where several came. Only clients that know libvfio-user's addition do so.
     """
 
     offset: int
     size: int
     value: int | None
-    ring: Callable[[], None]
+    ring: Callable[..., None]
+    is_io: bool = False
+    shadow: bool = False
+
+
+class IoRange(NamedTuple):
+    """Part of a region that a client may access through a socket of its own, instead of by messages (ioregionfd).
+
+    What comes through it is in no order with messages.
+
+    Attributes:
+        offset: bytes into the region.
+        size: bytes.
+        posted_writes: who writes need not wait until it is done.
+        is_io: it lies in I/O space.
+    """
+
+    offset: int
+    size: int
+    posted_writes: bool = False
     is_io: bool = False
 
 
@@ -85,6 +107,7 @@ class Region:
         mappable_fd: the file to map, in which each area lies at its offset in the region; None with no area. It stays
             the region's, and must be one no client can shorten: see ``SharedMemory``.
         ioeventfds: the doorbells a client may ring through an eventfd.
+        ioregionfds: the parts a client may access through sockets.
         region_type: type and subtype of a region that is none of PCI's; None for all others.
 
     Threading: session thread.
@@ -96,6 +119,7 @@ class Region:
     mappable_areas: Sequence[tuple[int, int]] = ()
     mappable_fd: int | None = None
     ioeventfds: Sequence[Doorbell] = ()
+    ioregionfds: Sequence[IoRange] = ()
     region_type: tuple[int, int] | None = None
 
     def read(self, offset: int, size: int) -> int:

@@ -141,7 +141,9 @@ def test_io_bars_have_doorbells() -> None:
         @bar1.doorbell("kick")
         def kicked(self) -> None: ...
 
-    assert [bell[:3] + bell[4:] for bell in build_function(Ports()).regions[1].ioeventfds] == [(8, 2, None, True)]
+    assert [bell[:3] + bell[4:] for bell in build_function(Ports()).regions[1].ioeventfds] == [
+        (8, 2, None, True, False)
+    ]
 
 
 # What cannot be.
@@ -265,3 +267,65 @@ def test_a_dropped_bar_has_no_doorbells() -> None:
 
         class Wrong(Card):
             bar0 = None  # type: ignore[assignment]
+
+
+def test_with_a_shadow_the_value_comes_along() -> None:
+    class Shadowed(Base):
+        bar0 = MemoryBar(4096, registers=Queue)
+
+        @bar0.doorbell("kick", shadow=True)
+        def kicked(self, value: int) -> None:
+            self.rung.append(value)
+
+    card = Shadowed()
+    region = build_function(card).regions[0]
+    (bell,) = region.ioeventfds
+    assert bell.shadow
+    region.write(bell.offset, bell.size, 5)
+    bell.ring(6)
+    assert card.rung == [5, 6]
+
+
+def test_a_shadow_of_an_array() -> None:
+    class Files(RegisterBlock):
+        tail = Register(0x00, count=2)
+
+    class Shadowed(Base):
+        bar0 = MemoryBar(16, registers=Files)
+
+        @bar0.doorbell("tail", shadow=True)
+        def moved(self, index: int, value: int) -> None:
+            self.rung.append((index, value))
+
+        @bar0.on_write("tail")
+        def heard(self, index: int, value: int) -> None:
+            self.rung.append(("heard", index, value))
+
+    card = Shadowed()
+    region = build_function(card).regions[0]
+    region.ioeventfds[1].ring(7)
+    region.write(0, 4, 8)
+    assert sorted(card.rung, key=str) == sorted([(1, 7), ("heard", 1, 7), (0, 8), ("heard", 0, 8)], key=str)
+    assert [int(tail) for tail in card.bar0.tail] == [8, 7]
+
+
+def test_a_shadow_with_one_value_cannot_be() -> None:
+    class Both(Base):
+        bar0 = MemoryBar(4096, registers=Queue)
+
+        @bar0.doorbell("kick", shadow=True, value=3)
+        def kicked(self, value: int) -> None: ...
+
+    with pytest.raises(RegisterDefinitionError, match="with shadow= it is called with every value"):
+        build_function(Both())
+
+
+def test_a_shadow_whose_handler_takes_no_value_cannot_be() -> None:
+    class NoValue(Base):
+        bar0 = MemoryBar(4096, registers=Queue)
+
+        @bar0.doorbell("kick", shadow=True)
+        def kicked(self) -> None: ...
+
+    with pytest.raises(RegisterDefinitionError, match=r"its handler is called with \(self, value\)"):
+        build_function(NoValue())

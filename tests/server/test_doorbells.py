@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 import threading
@@ -15,7 +16,7 @@ from tests.support.fds import close_all
 from tests.support.raw_client import RawClient, connect, memory_session
 from vfio_user import WO, IoBar, MemoryBar, PciDevice, Register, RegisterBlock, ResetKind, Server
 from vfio_user.protocol.constants import Command, IoEventFdFlags
-from vfio_user.protocol.region_io_fds import IoEventFd, RegionIoFds, RegionIoFdsRequest
+from vfio_user.protocol.region_io_fds import IoEventFd, RegionIoFds, RegionIoFdsRequest, Shadow
 from vfio_user.regions import Doorbell, MemoryRegion
 from vfio_user.server.device import Device
 from vfio_user.server.doorbells import Doorbells
@@ -286,3 +287,96 @@ def test_replies_are_the_specifications_bytes(client: RawClient) -> None:
     reply = client.request(Command.DEVICE_GET_REGION_IO_FDS, struct.pack("<IIII", 1 << 20, 0, 1, 0))
     assert reply.payload == struct.pack("<IIII", 56, 0, 1, 1) + struct.pack("<QQIIIIQ", 0x10, 2, 0, 0, 2, 0, 0)
     close_all(reply.fds)
+
+
+# With a shadow, the value comes along.
+
+
+class Shadowed(PciDevice):
+    vendor_id, device_id, class_code = 0x1234, 0x5678, 0xFF0000
+    bar0 = MemoryBar(4096, registers=Queues)
+    bar1 = MemoryBar(4096, registers=Queues)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rung: list[object] = []
+
+    @bar0.doorbell("kick", shadow=True)
+    def kicked(self, queue: int, value: int) -> None:
+        self.rung.append((queue, value))
+
+    @bar0.doorbell("notify")
+    def notified(self) -> None:
+        self.rung.append("notified")
+
+    @bar1.doorbell("notify", shadow=True)
+    def other(self, value: int) -> None:
+        self.rung.append(("other", value))
+
+
+def test_the_value_is_put_in_shared_memory() -> None:
+    card = Shadowed()
+    with memory_session(card) as client:
+        client.negotiate()
+        told, fds = ask(client, 0)
+        assert told.long
+        assert told.argsz == 16 + 4 * 48
+        assert [(entry.offset, entry.size, entry.fd_index) for entry in told.entries] == [
+            (0, 4, 0),
+            (4, 4, 1),
+            (8, 4, 2),
+            (0x10, 2, 3),
+        ]
+        shadows = [entry.shadow for entry in told.entries if isinstance(entry, IoEventFd)]
+        assert shadows == [Shadow(4, 0), Shadow(4, 8), Shadow(4, 16), None]
+        with mmap.mmap(fds[4], 4096) as memory:
+            memory[8:12] = struct.pack("<I", 0x1234_5678)
+            memory[12:20] = b"\xff" * 8  # of nobody's, and the next one's
+            os.eventfd_write(fds[1], 1)
+            assert client.is_silent()
+            assert card.rung == [(1, 0x1234_5678)]
+            os.eventfd_write(fds[3], 1)
+            assert client.is_silent()
+            # As a message it does the same.
+            client.write(0, 8, 7)
+            assert card.rung[1:] == ["notified", (2, 7)]
+        again, more = ask(client, 0)
+        assert again == told
+        assert [os.fstat(fd).st_ino for fd in more] == [os.fstat(fd).st_ino for fd in fds]
+        other, others = ask(client, 1)
+        assert [entry.shadow for entry in other.entries if isinstance(entry, IoEventFd)] == [Shadow(1, 24)]
+        with mmap.mmap(others[1], 4096) as memory:
+            memory[24:26] = b"\x34\x12"
+        os.eventfd_write(others[0], 1)
+        assert client.is_silent()
+        assert card.rung[3:] == [("other", 0x1234)]
+        assert os.fstat(others[1]).st_size >= 4096
+        with pytest.raises(PermissionError):
+            os.ftruncate(others[1], 0)
+        close_all([*fds, *more, *others])
+
+
+@pytest.mark.parametrize(("room", "offered"), [(0, []), (1, [0x10]), (2, [0]), (3, [0, 4]), (5, [0, 4, 8, 0x10])])
+def test_with_room_for_few_descriptors_the_memory_counts(room: int, offered: list[int]) -> None:
+    with memory_session(Shadowed()) as client:
+        client.negotiate({"max_msg_fds": room})
+        told, fds = ask(client, 0)
+        assert [entry.offset for entry in told.entries] == offered
+        assert len(fds) <= room
+        close_all(fds)
+
+
+def test_the_next_client_gets_other_memory() -> None:
+    card = Shadowed()
+    seen = set()
+    for _ in range(2):
+        before = open_files()
+        with memory_session(card) as client:
+            client.negotiate()
+            told, fds = ask(client, 0)
+            assert isinstance(told.entries[0], IoEventFd)
+            assert told.entries[0].shadow == Shadow(4, 0)
+            seen.add(os.fstat(fds[4]).st_ino)
+            close_all(fds)
+        assert leaked_since(before) == []
+    assert len(seen) == 2

@@ -199,7 +199,7 @@ class Bar(Generic[R]):
         """A client has read the register or field."""
         return self._decorator(HookKind.AFTER_READ, path)
 
-    def doorbell(self, path: str, *, value: int | None = None) -> Callable[[F], F]:
+    def doorbell(self, path: str, *, value: int | None = None, shadow: bool = False) -> Callable[[F], F]:
         """A client writes the register to say "there is work"; which value it writes does not matter, or is ``value``.
 
         The handler is called without the value (for arrays, with the indexes). A client may then ring through an
@@ -216,8 +216,11 @@ class Bar(Generic[R]):
         Args:
             path: a register of its block: ``"kick"``, ``"queues.kick"``.
             value: the one value that rings; others are ordinary writes.
+            shadow: the handler is called with the value, too, and the register stores it: the client puts it in memory
+                before it rings. Of several written in quick succession only the last may be seen. For clients that
+                know libvfio-user's shadow ioeventfds.
         """
-        return mark_doorbell(self, path, value, here(1))
+        return mark_doorbell(self, path, value, shadow, here(1))
 
     # -- the attribute ---------------------------------------------------------------------------------------------
 

@@ -40,10 +40,12 @@ class DoorbellHook(Hook):
     Attributes:
         bar: the declaration of the BAR it was declared on.
         value: the one value that rings; None for any.
+        shadow: it is called with the value written, whichever way that comes.
     """
 
     bar: Bar[Any]
     value: int | None
+    shadow: bool
 
     def error(self, what: str) -> RegisterDefinitionError:
         """See ``Hook.error``."""
@@ -69,12 +71,14 @@ class DoorbellPlaces(NamedTuple):
     places: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-def mark_doorbell(bar: Bar[Any], path: str, value: int | None, location: Location) -> Callable[[F], F]:
+def mark_doorbell(bar: Bar[Any], path: str, value: int | None, shadow: bool, location: Location) -> Callable[[F], F]:
     """The decorator behind ``Bar.doorbell``."""
 
     def decorate(function: F) -> F:
         marks: list[DoorbellHook] = function.__dict__.setdefault(_MARK, [])
-        marks.insert(0, DoorbellHook(HookKind.ON_WRITE, path, function.__name__, function, location, bar, value))
+        marks.insert(
+            0, DoorbellHook(HookKind.ON_WRITE, path, function.__name__, function, location, bar, value, shadow)
+        )
         return function
 
     return decorate
@@ -114,7 +118,7 @@ def check_doorbells(
                     f"the same writes ring {other.hook.name} ({other.hook.location}): let one call the other, or give "
                     "each a value="
                 )
-        if checked.value is None:
+        if checked.value is None and not hook.shadow:
             _refuse_eavesdroppers(hook, registers, [*class_hooks(registers), *hooks.get(index, ())])
         found[index].append(checked)
     return {index: tuple(doorbells) for index, doorbells in found.items()}
@@ -138,6 +142,8 @@ def _check_doorbell(hook: DoorbellHook, registers: type[RegisterBlock], device_c
     if any(part.when is not None for part in (*target.files, register)):
         raise hook.error(f"{register.name!r} ({register.location}) is in a bank, which an eventfd does not know of")
     value = hook.value
+    if value is not None and hook.shadow:
+        raise hook.error("with shadow= it is called with every value: compare there, and leave value= out")
     if value is not None:
         if not 0 <= value < 256**register.size:
             raise hook.error(f"{register.name!r} ({register.location}) has {register.size} bytes: no write has it")
@@ -145,9 +151,11 @@ def _check_doorbell(hook: DoorbellHook, registers: type[RegisterBlock], device_c
     signature = inspect.signature(getattr(device_class, hook.name))
     for count in (len(target.indexes), 0):
         with contextlib.suppress(TypeError):
-            signature.bind(None, *[0] * count)
+            signature.bind(None, *[0] * (count + hook.shadow))
             return DoorbellPlaces(hook, count > 0, register.size, value, _places(target))
     forms = ", ".join(["self", *(f"{name} index" for name in target.indexes)])
+    if hook.shadow:
+        raise hook.error(f"its handler is called with ({forms}, value)")
     raise hook.error(f"its handler is called with ({forms}) and no value: an eventfd carries none")
 
 
@@ -183,15 +191,19 @@ def bind_doorbells(doorbells: Iterable[DoorbellPlaces], block: RegisterBlock, de
     made = []
     for hook, passes_indexes, size, value, places in doorbells:
         handler = getattr(device, hook.name)
-        rung = partial(_ring_by_message, handler, hook.value, passes_indexes)
+        rung = partial(_ring_by_message, handler, hook, passes_indexes)
         block.bind([hook], SimpleNamespace(**{hook.name: lambda *arguments, rung=rung: rung(*arguments)}))
         for offset, indexes in places:
-            ring = partial(handler, *indexes) if passes_indexes else handler
-            made.append(Doorbell(offset, size, value, ring, hook.bar.is_io))
+            if hook.shadow:
+                # The write itself, late: the register stores the value, and every hook hears of it.
+                ring = partial(block.write, offset, size)
+            else:
+                ring = partial(handler, *indexes) if passes_indexes else handler
+            made.append(Doorbell(offset, size, value, ring, hook.bar.is_io, hook.shadow))
     return made
 
 
-def _ring_by_message(handler: Callable[..., Any], value: int | None, passes_indexes: bool, *arguments: int) -> None:
+def _ring_by_message(handler: Callable[..., Any], hook: DoorbellHook, passes_indexes: bool, *arguments: int) -> None:
     *indexes, new, _old = arguments
-    if value is None or new == value:
-        handler(*indexes if passes_indexes else ())
+    if hook.value is None or new == hook.value:
+        handler(*(indexes if passes_indexes else ()), *((new,) if hook.shadow else ()))

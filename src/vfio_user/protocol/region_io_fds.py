@@ -1,7 +1,7 @@
 """DEVICE_GET_REGION_IO_FDS: descriptors through which accesses of a region pass without a message.
 
 An *ioeventfd* is an eventfd to which a client (in fact KVM) adds one instead of sending a write. An *ioregionfd* is a
-socket for reads and writes in a form of its own; KVM never got it, so it is only read past here.
+socket for reads and writes, in a form of its own: see ``io_region``. (KVM never got it.)
 
 The head has 16 bytes, and an entry 40 in the specification, but 48 in libvfio-user, which keeps ``datamatch`` further
 back to make room for a shadow: a place in shared memory the value written goes to. Which of the two came is told by the

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfio_user.errors import DeviceError, InvalidAccess, RemoteProtocolError, VersionError
-from vfio_user.protocol.constants import MAX_FDS_PER_MESSAGE, Command, DmaUnmapFlags, IoEventFdFlags, RegionFlags
+from vfio_user.protocol.constants import (
+    MAX_FDS_PER_MESSAGE,
+    Command,
+    DmaUnmapFlags,
+    IoEventFdFlags,
+    IoRegionFdFlags,
+    RegionFlags,
+)
 from vfio_user.protocol.device import DeviceInfoRequest
 from vfio_user.protocol.dma import DmaMap, DmaUnmap
 from vfio_user.protocol.header import Header, reply_header
@@ -27,9 +34,9 @@ from vfio_user.protocol.region import (
     RegionWriteMulti,
     WriteMultiReply,
 )
-from vfio_user.protocol.region_io_fds import IoEventFd, RegionIoFds, RegionIoFdsRequest
+from vfio_user.protocol.region_io_fds import IoEventFd, IoRegionFd, RegionIoFds, RegionIoFdsRequest, Shadow
 from vfio_user.protocol.version import VersionMessage, answer
-from vfio_user.regions import ACCESS_SIZES, Doorbell, Region
+from vfio_user.regions import ACCESS_SIZES, Doorbell, IoRange, Region
 
 if TYPE_CHECKING:
     from vfio_user.server.session import Session
@@ -150,17 +157,42 @@ def _get_region_io_fds(session: Session, payload: bytes, _fds: list[int]) -> Rep
     if not region.size or not (region.readable or region.writable):
         raise InvalidAccess(f"region {request.index} cannot be accessed at all")
     # One descriptor each, and one message for all. What is not offered is written by messages, as ever.
-    doorbells = region.ioeventfds[: _max_fds(session)]
-    entries = tuple(_io_eventfd(number, doorbell) for number, doorbell in enumerate(doorbells))
-    reply, complete = RegionIoFds.of(request.index, entries).encode(request.argsz)
-    return Reply(reply, session.device.ioeventfds.eventfds(request.index, doorbells) if complete else ())
+    room = _max_fds(session)
+    has_shadows = room > 1 and any(doorbell.shadow for doorbell in region.ioeventfds)
+    doorbells = [bell for bell in region.ioeventfds if has_shadows or not bell.shadow][: room - has_shadows]
+    ranges = region.ioregionfds[: room - has_shadows - len(doorbells)]
+    # In this order: an eventfd each, the shadows' memory, a socket each.
+    shadow_fd_index = len(doorbells)
+    entries: list[IoEventFd | IoRegionFd] = []
+    ioeventfds, ioregionfds = session.device.ioeventfds, session.device.ioregionfds
+    shadow_fds: tuple[int, ...] = ()
+    for number, doorbell in enumerate(doorbells):
+        shadow = None
+        if doorbell.shadow:
+            fd, offset = ioeventfds.shadow(request.index, doorbell)
+            shadow_fds, shadow = (fd,), Shadow(shadow_fd_index, offset)
+        entries.append(_io_eventfd(number, doorbell, shadow))
+    first = len(doorbells) + len(shadow_fds)
+    entries += (_io_regionfd(first + number, part) for number, part in enumerate(ranges))
+    reply, complete = RegionIoFds.of(request.index, tuple(entries)).encode(request.argsz)
+    if not complete:
+        return Reply(reply)
+    eventfds = ioeventfds.eventfds(request.index, doorbells)
+    return Reply(reply, eventfds + shadow_fds + ioregionfds.client_fds(request.index, region, ranges))
 
 
-def _io_eventfd(number: int, doorbell: Doorbell) -> IoEventFd:
+def _io_eventfd(number: int, doorbell: Doorbell, shadow: Shadow | None) -> IoEventFd:
     flags = IoEventFdFlags.PIO if doorbell.is_io else IoEventFdFlags(0)
     if doorbell.value is not None:
         flags |= IoEventFdFlags.DATAMATCH
-    return IoEventFd(doorbell.offset, doorbell.size, number, flags, doorbell.value or 0)
+    return IoEventFd(doorbell.offset, doorbell.size, number, flags, doorbell.value or 0, shadow)
+
+
+def _io_regionfd(number: int, part: IoRange) -> IoRegionFd:
+    flags = IoRegionFdFlags.PIO if part.is_io else IoRegionFdFlags(0)
+    if part.posted_writes:
+        flags |= IoRegionFdFlags.POSTED_WRITES
+    return IoRegionFd(part.offset, part.size, number, flags)
 
 
 def _max_fds(session: Session) -> int:

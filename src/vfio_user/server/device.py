@@ -18,6 +18,7 @@ from vfio_user.protocol.device import DeviceInfo
 from vfio_user.regions import EmptyRegion, Region
 from vfio_user.server.deferred import DeferredWork
 from vfio_user.server.doorbells import Doorbells
+from vfio_user.server.io_sockets import IoSockets
 from vfio_user.server.loop import EventLoop, Timer, Watch
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Device:
         interrupts: vectors, and the eventfds the client connected to them.
         dma: the client's memory.
         ioeventfds: the eventfds of those regions' doorbells; the server's to use.
+        ioregionfds: the sockets through which it accesses parts of them; the server's to use.
         migratable: a client can migrate it. What is needed for that, ``PciDevice`` has.
         migration_protocol: how; see ``offer_migration``.
         migration: its migration; None until a client asks for one. The server's to use.
@@ -77,6 +79,7 @@ class Device:
         self._unquiesce_is_due = False
         self.migration: Migration | None = None
         self.ioeventfds = Doorbells(self.watch)
+        self.ioregionfds = IoSockets(self.watch)
         self._regions: dict[int, Region] = {}
         self._loop: EventLoop | None = None
         self._is_connected = False
@@ -288,6 +291,7 @@ class Device:
             self.on_disconnect()
         finally:
             self.ioeventfds.clear()
+            self.ioregionfds.clear()
             self.interrupts.clear()
             self.dma.clear()
             self.end_quiet()

@@ -5,6 +5,9 @@ and calls the doorbell whenever one was written. (No client that asks costs noth
 session receives from its socket directly.) They are closed with the connection, and the next client gets new ones, so
 that what an earlier one kept rings nothing.
 
+A doorbell with a shadow has eight bytes of memory besides, which all of a device's share a file for: there the client
+puts the value it wrote. It may write there at any moment; what is read when the eventfd says so is the value.
+
 The other end of an eventfd is the client's, too: it can take what it wrote out again, or make reading block. Hence
 RWF_NOWAIT.
 """
@@ -17,12 +20,17 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vfio_user.regions import Doorbell
+from vfio_user.protocol.constants import MAX_FDS_PER_MESSAGE, NUM_PCI_REGIONS
+from vfio_user.regions import PAGE_SIZE, Doorbell, SharedMemory
 
 if TYPE_CHECKING:
     from vfio_user.server.loop import Watch
 
 __all__ = ["Doorbells"]
+
+#: Bytes of a shadow, and of the memory for all there can be: one for each descriptor a client is given, in any region.
+_SLOT_SIZE = 8
+_SHADOWS_SIZE = -(-MAX_FDS_PER_MESSAGE * _SLOT_SIZE * NUM_PCI_REGIONS // PAGE_SIZE) * PAGE_SIZE
 
 
 class Doorbells:
@@ -38,6 +46,8 @@ class Doorbells:
         self._watch = watch
         #: By what tells a doorbell from another, so that asking again and again opens nothing.
         self._open: dict[tuple[int, int, int, int | None], tuple[int, Watch, Callable[[], None]]] = {}
+        self._shadows: SharedMemory | None = None
+        self._slots: dict[tuple[int, int, int, int | None], int] = {}
 
     def eventfds(self, region: int, doorbells: Iterable[Doorbell]) -> tuple[int, ...]:
         """An eventfd for each doorbell of a region, watched from here on; the same as before where it had one.
@@ -49,10 +59,13 @@ class Doorbells:
         """
         fds = []
         for doorbell in doorbells:
-            key = region, doorbell.offset, doorbell.size, doorbell.value
+            key = _key(region, doorbell)
             if key not in self._open:
                 fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                answer = partial(_answer, fd, doorbell)
+                if doorbell.shadow:
+                    answer = partial(_answer_shadow, fd, doorbell, self._slot(region, doorbell))
+                else:
+                    answer = partial(_answer, fd, doorbell)
                 try:
                     self._open[key] = fd, self._watch(fd, answer), answer
                 except BaseException:
@@ -60,6 +73,24 @@ class Doorbells:
                     raise
             fds.append(self._open[key][0])
         return tuple(fds)
+
+    def shadow(self, region: int, doorbell: Doorbell) -> tuple[int, int]:
+        """Where the client puts what it writes to a doorbell: the descriptor of the memory, and bytes into it.
+
+        Ownership: as that of ``eventfds``.
+
+        Raises:
+            OSError: no memory file can be made.
+        """
+        self._slot(region, doorbell)
+        assert self._shadows is not None
+        return self._shadows.fd, self._slots[_key(region, doorbell)]
+
+    def _slot(self, region: int, doorbell: Doorbell) -> memoryview:
+        if self._shadows is None:
+            self._shadows = SharedMemory(_SHADOWS_SIZE, [(0, _SHADOWS_SIZE)])
+        at = self._slots.setdefault(_key(region, doorbell), _SLOT_SIZE * len(self._slots))
+        return self._shadows.views[0][at : at + doorbell.size]
 
     def answer(self) -> None:
         """Answers now what was rung: the device is about to be stopped, and a ring in an eventfd does not move with it.
@@ -81,6 +112,18 @@ class Doorbells:
             watch.close()
             os.close(fd)
         self._open.clear()
+        self._slots.clear()
+        self._shadows = None
+
+
+def _key(region: int, doorbell: Doorbell) -> tuple[int, int, int, int | None]:
+    return region, doorbell.offset, doorbell.size, doorbell.value
+
+
+def _answer_shadow(fd: int, doorbell: Doorbell, slot: memoryview) -> None:
+    # In this order: a value written after the look comes with a ring of its own.
+    if _take(fd):
+        doorbell.ring(int.from_bytes(slot, "little"))
 
 
 def _answer(fd: int, doorbell: Doorbell) -> None:
