@@ -236,9 +236,14 @@ def test_work_that_comes_while_it_looks_for_work_is_told_of(monkeypatch: pytest.
     device = Edu()
     event = os.eventfd(0, os.EFD_NONBLOCK)
     done: list[int] = []
+
+    def find_nothing() -> bool:
+        os.eventfd_write(event, 1)
+        return False
+
     with DeviceUnderTest(device, real_time=True) as under_test:
         watch = device.watch(event, lambda: done.append(os.eventfd_read(event)))
-        monkeypatch.setattr(under_test._session, "receive", lambda: bool(os.eventfd_write(event, 1)))
+        monkeypatch.setattr(under_test._session, "receive", find_nothing)
         assert not under_test._work()
         assert done == []
         assert under_test._work()
