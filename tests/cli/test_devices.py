@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_shipped_devices_with_ids_and_options(run: Run) -> None:
 
 
 def test_json(run: Run) -> None:
-    edu, gpio = json.loads(run("devices", "--json").stdout)
+    edu, gpio = json.loads(run("devices", "--json").stdout)[:2]
     assert edu["pci_id"] == "1234:11e8"
     assert edu["options"][0] == {"name": "dma_mask", "type": "integer", "required": False, "default": "0xfffffff"}
     assert gpio["linux_modules"] == ["gpio-pci-idio-16"]
@@ -35,3 +36,21 @@ def test_a_device_that_cannot_be_loaded_does_not_hide_the_others(run: Run, monke
     assert "edu\n    cannot be loaded: edu: there is no module 'no_such_module'." in outcome.stdout
     assert "gpio-pci-idio-16  494f:0dc8" in outcome.stdout
     assert "there is no module" in json.loads(run("devices", "--json").stdout)[0]["error"]
+
+
+def test_json_says_what_the_descriptors_say(run: Run, folder: Path) -> None:
+    listed = {about["name"]: about for about in json.loads(run("devices", "--json").stdout)}
+    outcome = run("devices", "--write", str(folder))
+    paths = [Path(line) for line in outcome.stdout.splitlines()]
+    assert [path.name for path in paths] == [f"50-{name}.json" for name in listed]
+    options = run("serve", "--help").stdout
+    for path in paths:
+        written = json.loads(path.read_text())
+        about = listed[written["arguments"][1]]
+        assert written == {key: about[key] for key in written}
+        # What a program may rely on is really there.
+        assert all(f"--{feature} " in options for feature in written["features"])
+
+
+def test_a_folder_that_is_not_there(run: Run) -> None:
+    assert run("devices", "--write", "/nowhere").status == 1

@@ -14,7 +14,6 @@ import pytest
 from tests.cli.support import Outcome, agree, program, receive, serving
 from tests.support.systemd import activated
 from vfio_user.cli.common import runtime_folder
-from vfio_user.devices.registry import SHIPPED
 from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
 from vfio_user.protocol.header import command_header
 from vfio_user.protocol.region import RegionAccess
@@ -375,14 +374,3 @@ def test_v_shows_the_traceback(folder: Path) -> None:
     )
     assert outcome.returncode == 1
     assert "OSError: [Errno 9] Bad file descriptor" in outcome.stderr
-
-
-def test_programs_that_look_for_devices_find_a_file_for_each(run: Run) -> None:
-    options = run("serve", "--help").stdout
-    files = sorted((Path(__file__).parents[2] / "share/vfio-user").glob("*.json"))
-    described = {file.name: json.loads(file.read_text()) for file in files}
-    assert set(described) == {f"50-{name}.json" for name in SHIPPED}
-    for name, about in described.items():
-        assert about["arguments"] == ["serve", name.removeprefix("50-").removesuffix(".json")]
-        assert about["type"] == "pci"
-        assert all(f"--{feature} " in options for feature in about["features"])

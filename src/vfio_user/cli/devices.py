@@ -1,14 +1,17 @@
-"""``vfio-user devices``: what can be served by name, with PCI ids and options."""
+"""``vfio-user devices``: what can be served by name, with PCI ids and options; or its descriptors, written to files."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from vfio_user.cli.common import pci_id
 from vfio_user.cli.output import Style, columns, wrap
+from vfio_user.devices.descriptors import describe, write_descriptor
 from vfio_user.devices.options import DeviceOption, device_options
 from vfio_user.devices.registry import DeviceEntry, known_devices
 from vfio_user.errors import VfioUserError
@@ -20,7 +23,14 @@ _INDENT = "    "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``devices``."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument(
+        "--write",
+        type=Path,
+        metavar="FOLDER",
+        help="write a descriptor of each to FOLDER, for programs that look in /usr/share/vfio-user",
+    )
 
 
 @dataclass(frozen=True)
@@ -32,11 +42,16 @@ class _Listed:
     summary: str = ""
     options: tuple[DeviceOption, ...] = ()
     linux_modules: tuple[str, ...] = ()
+    descriptor: Mapping[str, object] = field(default_factory=dict)
     error: str = ""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the list."""
+    """Prints the list, or writes the files."""
+    if arguments.write is not None:
+        for entry in known_devices():
+            print(write_descriptor(entry, entry.load(), arguments.write))
+        return 0
     listed = [_look_at(entry) for entry in known_devices()]
     if arguments.json:
         print(json.dumps([_as_json(each) for each in listed], indent=2))
@@ -56,7 +71,9 @@ def _look_at(entry: DeviceEntry) -> _Listed:
         return _Listed(entry, error=str(exc))
     doc = inspect.getdoc(cls) or ""
     modules = tuple(getattr(cls, "linux_modules", ()))
-    return _Listed(entry, pci_id(cls), doc.partition("\n\n")[0].replace("\n", " "), options, modules)
+    return _Listed(
+        entry, pci_id(cls), doc.partition("\n\n")[0].replace("\n", " "), options, modules, describe(entry, cls)
+    )
 
 
 def _as_text(each: _Listed, style: Style) -> list[str]:
@@ -89,6 +106,7 @@ def _as_json(each: _Listed) -> dict[str, object]:
         return {**about, "error": each.error}
     return {
         **about,
+        **each.descriptor,
         "pci_id": each.pci_id or None,
         "summary": each.summary,
         "linux_modules": list(each.linux_modules),
