@@ -158,8 +158,13 @@ class Dma(DmaTable):
             DmaAccess: see ``read``.
             DeviceError: see ``read``.
         """
+        mapping = self._read_hit
+        if type(buffer) is bytearray and mapping.iova <= iova and (end := iova + len(buffer)) <= mapping.end:
+            shift = mapping.shift
+            # Assigning to the bytearray itself would copy twice.
+            memoryview(buffer)[:] = mapping.file.readonly[iova + shift : end + shift]
+            return
         with memoryview(buffer) as whole, whole.cast("B") as target:
-            mapping = self._read_hit
             if mapping.iova <= iova and iova + len(target) <= mapping.end:
                 mapping.read_into(iova, target)
             else:
