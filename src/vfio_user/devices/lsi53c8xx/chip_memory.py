@@ -1,0 +1,113 @@
+"""What the SCRIPTS processor reaches by an address: the client's memory, the chip's own RAM and registers.
+
+The chip finds its own RAM and registers behind the addresses in its base address registers, without going over the bus;
+everything else is DMA.
+
+Ref: LSI53C895A Technical Manual, 2.2.3 (SCRIPTS RAM), 2.1.2 (configuration space).
+"""
+
+from __future__ import annotations
+
+from vfio_user.memory import Dma
+from vfio_user.pci.registers import RegisterBlock
+
+__all__ = ["ChipMemory"]
+
+#: Bytes of registers that answer to memory accesses.
+_REGISTERS_SIZE = 0x100
+
+_NOWHERE = 1 << 64
+
+_Buffer = bytes | bytearray | memoryview
+
+
+class ChipMemory:
+    """See the module.
+
+    Args:
+        dma: the client's memory.
+        registers: the chip's.
+        ram: the chip's RAM; empty where it has none.
+
+    Attributes:
+        ram: as given.
+        ram_words: the same, as 32-bit words.
+        ram_base: the address it answers to.
+        registers_base: the address the registers answer to.
+    """
+
+    def __init__(self, dma: Dma, registers: RegisterBlock, ram: bytearray) -> None:
+        self.ram = ram
+        self.ram_words = memoryview(ram).cast("I")
+        self.ram_base = _NOWHERE
+        self.registers_base = _NOWHERE
+        self._dma = dma
+        self._registers = registers
+
+    def locate(self, registers_base: int, ram_base: int) -> None:
+        """Says what addresses the driver's system gave the BARs; 0 is none."""
+        self.registers_base = registers_base or _NOWHERE
+        self.ram_base = ram_base if ram_base and self.ram else _NOWHERE
+
+    def read(self, address: int, length: int) -> _Buffer:
+        """Reads bytes.
+
+        Raises:
+            DeviceError: there is nothing at that address.
+        """
+        offset = address - self.ram_base
+        if 0 <= offset <= len(self.ram) - length:
+            return self.ram[offset : offset + length]
+        offset = address - self.registers_base
+        if 0 <= offset <= _REGISTERS_SIZE - length:
+            return self._registers.read_bytes(offset, length)
+        return self._dma.read(address, length)
+
+    def write(self, address: int, data: _Buffer) -> None:
+        """Writes bytes.
+
+        Raises:
+            DeviceError: there is nothing at that address.
+        """
+        offset = address - self.ram_base
+        if 0 <= offset <= len(self.ram) - len(data):
+            self.ram[offset : offset + len(data)] = data
+            return
+        offset = address - self.registers_base
+        if 0 <= offset <= _REGISTERS_SIZE - len(data):
+            self._registers.write_bytes(offset, data)
+            return
+        self._dma.write(address, data)
+
+    def read_word(self, address: int) -> int:
+        """Reads 32 bits at a multiple of 4; raises as ``read`` does."""
+        offset = address - self.ram_base
+        if 0 <= offset < len(self.ram):
+            return self.ram_words[offset >> 2]
+        offset = address - self.registers_base
+        if 0 <= offset < _REGISTERS_SIZE:
+            return self._registers.read(offset, 4)
+        return self._dma.read_u32(address)
+
+    def write_word(self, address: int, value: int) -> None:
+        """Writes 32 bits at a multiple of 4; raises as ``write`` does."""
+        offset = address - self.ram_base
+        if 0 <= offset < len(self.ram):
+            self.ram_words[offset >> 2] = value
+            return
+        offset = address - self.registers_base
+        if 0 <= offset < _REGISTERS_SIZE:
+            self._registers.write(offset, 4, value)
+            return
+        self._dma.write_u32(address, value)
+
+    def view(self, address: int, length: int) -> memoryview | None:
+        """The memory itself, to be read at once; None where it cannot be had without a copy.
+
+        Raises:
+            DeviceError: there is nothing at that address.
+        """
+        if 0 <= address - self.ram_base < len(self.ram) or 0 <= address - self.registers_base < _REGISTERS_SIZE:
+            return None
+        segments = self._dma.sgl(address, length)
+        return segments[0].memory if len(segments) == 1 else None
