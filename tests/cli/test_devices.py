@@ -53,4 +53,5 @@ def test_json_says_what_the_descriptors_say(run: Run, folder: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(run: Run) -> None:
-    assert run("devices", "--write", "/nowhere").status == 1
+    outcome = run("devices", "--write", "/nowhere")
+    assert outcome == Outcome(1, "", "vfio-user: no descriptors were written to /nowhere: No such file or directory\n")

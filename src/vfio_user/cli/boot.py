@@ -59,15 +59,15 @@ examples:
   vfio-user boot --processes --device edu@05.0 --device gpio-pci-idio-16@05.1
   vfio-user boot --device edu,qemu.romfile=my.rom --qemu-device pci-testdev
 
-A device is plugged in at SLOT (05, or 05.1 with a function) when that is given;
-those that share a slot become functions of one. qemu.NAME=VALUE is a property of QEMU's
-vfio-user-pci; every other NAME=VALUE an option of the device.
+DEVICE@05 is plugged into slot 5, DEVICE@05.1 is its function 1: those that
+share a slot are functions of one device. qemu.NAME=VALUE is a property of
+QEMU's vfio-user-pci; every other NAME=VALUE an option of the device.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``boot``."""
-    parser.usage = "vfio-user boot [--device DEVICE[@SLOT][,NAME=VALUE]...] [options] [-- COMMAND]"
+    parser.usage = "vfio-user boot [--device DEVICE[,NAME=VALUE]...] [options] [-- COMMAND]"
     parser.epilog = _EPILOG
     parser.add_argument(
         "--device",

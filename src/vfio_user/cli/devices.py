@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vfio_user.cli.common import pci_id
-from vfio_user.cli.output import Style, columns, wrap
+from vfio_user.cli.output import Style, columns, complain, wrap
 from vfio_user.devices.descriptors import describe, write_descriptor
 from vfio_user.devices.options import DeviceOption, device_options
 from vfio_user.devices.registry import DeviceEntry, known_devices
@@ -49,9 +49,7 @@ class _Listed:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the list, or writes the files."""
     if arguments.write is not None:
-        for entry in known_devices():
-            print(write_descriptor(entry, entry.load(), arguments.write))
-        return 0
+        return _write(arguments.write)
     listed = [_look_at(entry) for entry in known_devices()]
     if arguments.json:
         print(json.dumps([_as_json(each) for each in listed], indent=2))
@@ -59,6 +57,16 @@ def run(arguments: argparse.Namespace) -> int:
         style = Style()
         print("\n\n".join("\n".join(_as_text(each, style)) for each in listed))
         print(f"\n{style.dim('serve one with: vfio-user serve NAME --set OPTION=VALUE')}")
+    return 0
+
+
+def _write(folder: Path) -> int:
+    try:
+        for entry in known_devices():
+            print(write_descriptor(entry, entry.load(), folder))
+    except OSError as exc:
+        complain(f"no descriptors were written to {folder}: {exc.strerror}")
+        return 1
     return 0
 
 
