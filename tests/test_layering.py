@@ -63,6 +63,8 @@ TESTED_WITH = {
     "cli/test_plugged.py": "cli/test_boot.py",
     "devices/scsi/test_block_unit.py": "devices/scsi/test_disk.py",
     "devices/scsi/test_missing_unit.py": "devices/scsi/test_target.py",
+    "devices/lsi53c8xx/test_register_window.py": "devices/lsi53c8xx/test_controller.py",
+    "devices/lsi53c8xx/test_waiting.py": "devices/lsi53c8xx/test_processor.py",
     "devices/test_user_code.py": "devices/test_registry.py",
     "hardware/scsi/test_inquiry.py": "devices/scsi/test_primary.py",
     "hardware/scsi/test_log_pages.py": "devices/scsi/test_disk.py",
