@@ -28,7 +28,6 @@ from vfio_user.server.pci_device import PciDevice
 
 if TYPE_CHECKING:
     from vfio_user.backends.workers import Workers
-    from vfio_user.protocol.migration import MigrationState
 
 __all__ = ["Lsi53c8xx", "Lsi53c810", "Lsi53c895a"]
 
@@ -318,7 +317,7 @@ class Lsi53c8xx(PciDevice):
 
     # ---- Being migrated ----
 
-    def on_state(self, old: MigrationState, new: MigrationState) -> None:
+    def on_state(self, old: object, new: object) -> None:
         """See ``Device.on_state``: what storage is at work on is finished before the state is taken."""
         if self.deferred.is_held and self._workers is not None:
             self._workers.drain()
