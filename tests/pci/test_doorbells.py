@@ -310,22 +310,20 @@ def test_a_shadow_of_an_array() -> None:
 
 
 def test_a_shadow_with_one_value_cannot_be() -> None:
-    class Both(Base):
-        bar0 = MemoryBar(4096, registers=Queue)
-
-        @bar0.doorbell("kick", shadow=True, value=3)
-        def kicked(self, value: int) -> None: ...
-
     with pytest.raises(RegisterDefinitionError, match="with shadow= it is called with every value"):
-        build_function(Both())
+
+        class Both(Base):
+            bar0 = MemoryBar(4096, registers=Queue)
+
+            @bar0.doorbell("kick", shadow=True, value=3)
+            def kicked(self, value: int) -> None: ...
 
 
 def test_a_shadow_whose_handler_takes_no_value_cannot_be() -> None:
-    class NoValue(Base):
-        bar0 = MemoryBar(4096, registers=Queue)
-
-        @bar0.doorbell("kick", shadow=True)
-        def kicked(self) -> None: ...
-
     with pytest.raises(RegisterDefinitionError, match=r"its handler is called with \(self, value\)"):
-        build_function(NoValue())
+
+        class NoValue(Base):
+            bar0 = MemoryBar(4096, registers=Queue)
+
+            @bar0.doorbell("kick", shadow=True)
+            def kicked(self) -> None: ...
