@@ -104,7 +104,7 @@ def test_a_file_finds_the_modules_beside_it() -> None:
 
 def test_unknown_name_offers_the_nearest_and_all() -> None:
     assert message("edo") == (
-        "there is no device 'edo'; did you mean 'edu'? Known here: edu, gpio-pci-idio-16. "
+        f"there is no device 'edo'; did you mean 'edu'? Known here: {', '.join(SHIPPED)}. "
         "A class of your own is given as file.py:Class or module:Class"
     )
 

@@ -31,6 +31,9 @@ ENTRY_POINT_GROUP = "vfio_user.devices"
 SHIPPED = {
     "edu": "vfio_user.devices.edu:Edu",
     "gpio-pci-idio-16": "vfio_user.devices.gpio_pci_idio_16:GpioPciIdio16",
+    "lsi53c810": "vfio_user.devices.lsi53c8xx.controller:Lsi53c810",
+    "lsi53c895a": "vfio_user.devices.lsi53c8xx.controller:Lsi53c895a",
+    "nvme": "vfio_user.devices.nvme:Nvme",
 }
 
 
