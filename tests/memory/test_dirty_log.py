@@ -101,3 +101,12 @@ def test_impossible_page_sizes(page_size: int) -> None:
 def test_impossible_ranges(iova: int, length: int) -> None:
     with pytest.raises(InvalidAccess, match="begin on a page and hold at least one"):
         DirtyLog(4096).report(iova, length, 4096)
+
+
+def test_a_look_takes_nothing_out() -> None:
+    log = DirtyLog(4096)
+    log.mark(0x3000, 1)
+    assert log.peek(0, 0x8000, 4096) == log.peek(0, 0x8000, 4096) == b"\x08" + bytes(7)
+    assert log.peek(0x1000, 0x8000, 4096) == b"\x04" + bytes(7)
+    assert log.report(0, 0x8000, 4096) == b"\x08" + bytes(7)
+    assert log.peek(0, 0x8000, 4096) == bytes(8)

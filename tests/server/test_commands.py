@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -458,3 +458,38 @@ def test_c27_device_info_of_20_bytes_and_posted_configuration_writes(client: Raw
     assert len(reply.payload) == 16
     client.write(7, 0x3C, 0x0B, 1, posted=True)
     assert client.read(7, 0x3C, 1) == 0x0B
+
+
+# What a device is told of its interrupts.
+
+
+def test_masks_are_told_by_vector() -> None:
+    class Listening(Device):
+        def __init__(self) -> None:
+            super().__init__(irqs={IrqIndex.INTX: 1, IrqIndex.MSIX: 8})
+            self.told: list[object] = []
+
+        def on_irq_mask(self, index: IrqIndex, vectors: Sequence[int], masked: bool) -> None:
+            self.told.append((index, list(vectors), masked))
+
+    device = Listening()
+    none, boolean, eventfd, mask, unmask, trigger = 1, 2, 4, 8, 16, 32
+    with memory_session(device) as client:
+        client.negotiate()
+        for flags, index, start, count, data, error in [
+            (none | mask, IrqIndex.INTX, 0, 1, b"", 0),
+            (none | unmask, IrqIndex.INTX, 0, 1, b"", 0),
+            (none | mask, IrqIndex.MSIX, 2, 3, b"", 0),
+            (boolean | unmask, IrqIndex.MSIX, 2, 3, b"\1\0\1", 0),
+            (eventfd | unmask, IrqIndex.INTX, 0, 1, b"", 0),
+            (none | trigger, IrqIndex.MSIX, 0, 0, b"", 0),
+            (none | mask, IrqIndex.MSIX, 7, 2, b"", errno.EINVAL),
+        ]:
+            payload = struct.pack("<IIIII", 20 + len(data), flags, index, start, count) + data
+            assert client.request(Command.DEVICE_SET_IRQS, payload).error == error
+    assert device.told == [
+        (IrqIndex.INTX, [0], True),
+        (IrqIndex.INTX, [0], False),
+        (IrqIndex.MSIX, [2, 3, 4], True),
+        (IrqIndex.MSIX, [2, 4], False),
+    ]

@@ -216,3 +216,54 @@ def test_a_rehearsal_broken_off() -> None:
     sent = next(rehearsal) + next(rehearsal)
     rest = records(sent + b"".join(writer.finish()))
     assert [offset for _, offset, _ in rest[:-2]] == [0, PIECE, 2 * PIECE]
+
+
+# Chunks of the device's own.
+
+
+class Chunked(PciDevice):
+    vendor_id, device_id, class_code = 0x1234, 0x5678, 0xFF0000
+    migratable = True
+    chunks_limit = 1 << 20
+    saved_attributes = ("number",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 1
+        self.chunks: list[bytes] = []
+        self.loaded: list[tuple[int, bytes]] = []
+
+    def save_chunks(self, stopped: bool) -> list[bytes]:
+        return [*self.chunks, b"", b"end" if stopped else b"more"]
+
+    def load_chunk(self, chunk: memoryview) -> None:
+        self.loaded.append((self.number, bytes(chunk)))
+
+
+def test_chunks_come_in_their_order_after_the_attributes() -> None:
+    source, destination = Chunked(), Chunked()
+    source.number = 7
+    source.chunks = [b"a", bytes(100_000)]
+    destination.load_state(source.save_state())
+    assert destination.loaded == [(7, b"a"), (7, bytes(100_000)), (7, b"end")]
+    writer = source.state.writer()
+    rehearsal = list(writer.rehearse())
+    assert b"" in rehearsal
+    other = Chunked()
+    other.load_state(b"".join([*rehearsal, *writer.finish()]))
+    assert [chunk for _, chunk in other.loaded] == [b"a", bytes(100_000), b"more", b"a", bytes(100_000), b"end"]
+
+
+def test_a_device_that_has_no_use_for_chunks() -> None:
+    class Other(Chunked):
+        load_chunk = PciDevice.load_chunk
+
+    with pytest.raises(InvalidAccess, match="a chunk of 3 bytes, and Other has no load_chunk"):
+        Other().load_state(Other().save_state())
+
+
+def test_chunks_count_for_the_largest_state() -> None:
+    class Unlimited(Chunked):
+        chunks_limit = 1 << 30
+
+    assert Unlimited().state.max_size - Chunked().state.max_size == (1 << 30) - (1 << 20)

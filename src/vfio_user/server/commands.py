@@ -7,7 +7,7 @@ device does not do. To support a new command, write its function and enter it in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +18,8 @@ from vfio_user.protocol.constants import (
     DmaUnmapFlags,
     IoEventFdFlags,
     IoRegionFdFlags,
+    IrqIndex,
+    IrqSetFlags,
     RegionFlags,
 )
 from vfio_user.protocol.device import DeviceInfoRequest
@@ -210,7 +212,14 @@ def _set_irqs(session: Session, payload: bytes, fds: list[int]) -> Reply:
     request = SetIrqs.decode(payload)
     taken = fds.copy()
     fds.clear()
-    session.device.interrupts.set_irqs(request.index, request.flags, request.start, request.count, request.bools, taken)
+    device = session.device
+    device.interrupts.set_irqs(request.index, request.flags, request.start, request.count, request.bools, taken)
+    masked = bool(request.flags & IrqSetFlags.ACTION_MASK)
+    if (masked or request.flags & IrqSetFlags.ACTION_UNMASK) and not request.flags & IrqSetFlags.DATA_EVENTFD:
+        vectors: Sequence[int] = range(request.start, request.start + request.count)
+        if request.bools is not None:
+            vectors = [vector for vector, chosen in zip(vectors, request.bools, strict=True) if chosen]
+        device.on_irq_mask(IrqIndex(request.index), vectors, masked)
     return Reply()
 
 

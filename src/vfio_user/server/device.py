@@ -6,7 +6,7 @@ every region by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from vfio_user.errors import DefinitionError, InvalidAccess, StateError
@@ -120,6 +120,13 @@ class Device:
 
     def on_disconnect(self) -> None:
         """The client is gone, and with it every mapping and eventfd. Stop what used them."""
+
+    def on_irq_mask(self, index: IrqIndex, vectors: Sequence[int], masked: bool) -> None:
+        """The client masked or unmasked vectors, by a message; what fires while masked waits, without the device.
+
+        Drivers mask in configuration space, the MSI-X table or the device's registers; this is what clients do besides,
+        to interrupts of any kind: nearly always INTx, to have it again once a guest has dealt with it.
+        """
 
     def on_quiesce(self, quiesce: Quiesce) -> None:
         """The client is about to take memory away, to reset the device, or to stop it: begin nothing new.
