@@ -48,7 +48,7 @@ LAYERS = {
     "__main__": "cli",
     "_lazy": "",
     "_version": "",
-    "": f"{EVERYTHING_ELSE} _version",
+    "": f"{EVERYTHING_ELSE} _version _lazy",
 }
 
 #: What a device in production runs on.
