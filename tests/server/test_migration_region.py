@@ -7,7 +7,7 @@ import itertools
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -517,14 +517,13 @@ class Streaming(Card):
     def __init__(self) -> None:
         super().__init__()
         self.words: list[bytes] = []
-        self.sent = 0
 
-    def save_chunks(self, stopped: bool) -> Iterable[bytes]:
+    def save_chunks(self) -> Iterator[bytes]:
+        sent = 0
         while True:
-            yield from self.words[self.sent :]
-            self.sent = len(self.words)
-            if stopped:
-                return
+            while sent < len(self.words):
+                sent += 1
+                yield self.words[sent - 1]
             yield b""
 
     def load_chunk(self, chunk: memoryview) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -196,7 +196,7 @@ def test_any_change_is_refused_or_loads(data: st.DataObject) -> None:
 def test_what_changed_is_sent_again() -> None:
     memory = bytearray(3 * PIECE)
     memory[0] = memory[PIECE] = 1
-    writer = StateWriter(dict, [memory], lambda _: ())
+    writer = StateWriter(dict, [memory], tuple)
     assert [(number, offset) for number, offset, _ in records(b"".join(writer.rehearse()))] == [(0, 0), (0, PIECE)]
     memory[PIECE] = 0
     memory[2 * PIECE] = 5
@@ -211,7 +211,7 @@ def test_what_changed_is_sent_again() -> None:
 
 def test_a_rehearsal_broken_off() -> None:
     memory = bytearray(b"\1" * 3 * PIECE)
-    writer = StateWriter(dict, [memory], lambda _: ())
+    writer = StateWriter(dict, [memory], tuple)
     rehearsal = writer.rehearse()
     sent = next(rehearsal) + next(rehearsal)
     rest = records(sent + b"".join(writer.finish()))
@@ -233,8 +233,12 @@ class Chunked(PciDevice):
         self.chunks: list[bytes] = []
         self.loaded: list[tuple[int, bytes]] = []
 
-    def save_chunks(self, stopped: bool) -> list[bytes]:
-        return [*self.chunks, b"", b"end" if stopped else b"more"]
+    def save_chunks(self) -> Iterator[bytes]:
+        left = self.chunks
+        while True:
+            while left:
+                yield left.pop(0)
+            yield b""
 
     def load_chunk(self, chunk: memoryview) -> None:
         self.loaded.append((self.number, bytes(chunk)))
@@ -245,21 +249,44 @@ def test_chunks_come_in_their_order_after_the_attributes() -> None:
     source.number = 7
     source.chunks = [b"a", bytes(100_000)]
     destination.load_state(source.save_state())
-    assert destination.loaded == [(7, b"a"), (7, bytes(100_000)), (7, b"end")]
+    assert destination.loaded == [(7, b"a"), (7, bytes(100_000))]
+
+
+def test_the_end_goes_on_with_what_is_left() -> None:
+    source, destination = Chunked(), Chunked()
+    source.chunks = [b"a", b"b"]
     writer = source.state.writer()
-    rehearsal = list(writer.rehearse())
-    assert b"" in rehearsal
-    other = Chunked()
-    other.load_state(b"".join([*rehearsal, *writer.finish()]))
-    assert [chunk for _, chunk in other.loaded] == [b"a", bytes(100_000), b"more", b"a", bytes(100_000), b"end"]
+    rehearsal = writer.rehearse()
+    data = [next(rehearsal), next(rehearsal), next(rehearsal)]
+    assert next(rehearsal) == b""
+    source.chunks.append(b"c")
+    data.append(next(rehearsal))
+    del rehearsal
+    source.chunks.append(b"d")
+    destination.load_state(b"".join([*data, *writer.finish()]))
+    assert [chunk for _, chunk in destination.loaded] == [b"a", b"b", b"c", b"d"]
+
+
+def test_chunks_that_come_to_an_end() -> None:
+    class Finite(Chunked):
+        def save_chunks(self) -> Iterator[bytes]:
+            yield b"all"
+
+    destination = Finite()
+    writer = Finite().state.writer()
+    destination.load_state(b"".join([*writer.rehearse(), *writer.finish()]))
+    assert [chunk for _, chunk in destination.loaded] == [b"all"]
 
 
 def test_a_device_that_has_no_use_for_chunks() -> None:
     class Other(Chunked):
         load_chunk = PciDevice.load_chunk
 
+    source = Other()
+    source.chunks = [b"end"]
+    with_a_chunk = source.save_state()
     with pytest.raises(InvalidAccess, match="a chunk of 3 bytes, and Other has no load_chunk"):
-        Other().load_state(Other().save_state())
+        Other().load_state(with_a_chunk)
 
 
 def test_chunks_count_for_the_largest_state() -> None:

@@ -122,17 +122,16 @@ class PciDevice(Device, PciAttributes):
         No hook ran for the registers. The device may be stopped still; work put off then waits.
         """
 
-    def save_chunks(self, stopped: bool) -> Iterable[bytes]:
+    def save_chunks(self) -> Iterable[bytes]:
         """Saves what is too large for ``saved_attributes``, or not kept here at all, in chunks of the device's own.
 
-        A client that migrates the device takes them while it runs, if it rehearses (PRE_COPY): then this is called with
-        ``stopped`` false, and is usually a generator. To yield ``b""`` is to have nothing more at the moment. At the
-        end it is called once more, with ``stopped`` true, for what has changed since; without a rehearsal, for all.
+        Usually a generator. A client that rehearses (PRE_COPY) takes from it while the device runs, and what is left
+        once it has stopped. To yield ``b""`` is to have nothing more at the moment: while it runs it is asked again
+        later, and when it is stopped that was all. Called once for each time the device is saved.
 
         Returns:
             The chunks, each of less than 4 GiB; ``load_chunk`` gets them in this order.
         """
-        del stopped
         return ()
 
     def load_chunk(self, chunk: memoryview) -> None:

@@ -204,11 +204,12 @@ class StateWriter:
         self,
         describe: Callable[[], Mapping[str, Any]],
         memories: list[bytearray | memoryview],
-        chunks: Callable[[bool], Iterable[bytes]],
+        chunks: Callable[[], Iterable[bytes]],
     ) -> None:
         self._describe = describe
         self._memories = memories
-        self._chunks = chunks
+        self._make_chunks = chunks
+        self._chunks: Iterator[bytes] | None = None
         self.remaining = 0
         self._begun = False
         #: What was sent of each piece last, as a hash, so that memory need not be kept twice.
@@ -221,17 +222,26 @@ class StateWriter:
         """
         yield from self._preamble()
         yield from self._changed()
-        for chunk in self._chunks(False):
-            yield _chunk_record(chunk)
+        for chunk in self._own_chunks():
+            yield _RECORD.pack(_CHUNK, len(chunk), 0) + chunk if chunk else b""
 
     def finish(self) -> Iterator[bytes]:
         """The rest, the device being stopped; all of it where nothing was sent before."""
         yield from self._preamble()
         yield from self._changed()
-        yield from filter(None, map(_chunk_record, self._chunks(True)))
+        for chunk in self._own_chunks():
+            if not chunk:
+                break
+            yield _RECORD.pack(_CHUNK, len(chunk), 0) + chunk
         description = json.dumps(self._describe(), separators=(",", ":")).encode()
         yield _RECORD.pack(_DESCRIPTION, len(description), 0) + description
         yield _RECORD.pack(_END, 0, 0)
+
+    def _own_chunks(self) -> Iterator[bytes]:
+        """The device's own: one iterator, which the end goes on with."""
+        if self._chunks is None:
+            self._chunks = iter(self._make_chunks())
+        return self._chunks
 
     def _preamble(self) -> Iterator[bytes]:
         if not self._begun:
@@ -252,10 +262,6 @@ class StateWriter:
                 if digest != last:
                     self._sent[key] = digest
                     yield _RECORD.pack(number, len(piece), offset) + piece
-
-
-def _chunk_record(chunk: bytes) -> bytes:
-    return _RECORD.pack(_CHUNK, len(chunk), 0) + chunk if chunk else b""
 
 
 def _clear(memory: bytearray | memoryview) -> None:
