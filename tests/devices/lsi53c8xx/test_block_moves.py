@@ -100,7 +100,13 @@ def test_a_count_of_zero_is_illegal(board: Board, word: int) -> None:
     assert board.run() == IID
 
 
-def test_so_is_one_in_a_table(board: Board) -> None:
+def test_a_word_of_zeros_is_skipped(board: Board) -> None:
+    board.script.emit(0, 0, 0)
+    board.script.interrupt(1)
+    assert (board.run(), board.code) == (SIR, 1)
+
+
+def test_a_count_of_zero_in_a_table_is_illegal(board: Board) -> None:
     board.write(TABLE, bytes(8))
     board.registers.dsa = TABLE
     read(board)

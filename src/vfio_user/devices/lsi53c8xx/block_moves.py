@@ -24,6 +24,9 @@ _EN64DBMV, _EN64TIBMV, _TIMOD64 = 0x01, 0x02, 0x04
 _ENPMJ, _PMJCTL, _ENNDJ = 0x80, 0x40, 0x20
 _WSR = 0x01
 
+#: What a word of zeros says. As in QEMU it is skipped: SeaBIOS has one in place of a data phase where there is none.
+_ZERO = BlockMove(Phase.DATA_OUT, 0, Addressing.DIRECT, False)
+
 #: Bytes that are moved in the time of one instruction, roughly.
 _BYTES_PER_INSTRUCTION = 4096
 
@@ -60,9 +63,15 @@ class BlockMover:
         """The function of a block move."""
         if instruction.addressing is Addressing.TABLE:
             return self._table
+        if instruction == _ZERO:
+            return self._skip
         if not instruction.count:
             return lambda _second: self._processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
         return self._direct if instruction.addressing is Addressing.DIRECT else self._indirect
+
+    def _skip(self, _second: int) -> None:
+        values = self._processor.values
+        values[self._dsp] = values[self._dsp] - 4 & 0xFFFF_FFFF
 
     def _direct(self, address: int) -> bool | None:
         values = self._processor.values
