@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from vfio_user.regions import CallbackRegion, MemoryRegion, Region, SharedMemoryRegion
     from vfio_user.server.device import Device
     from vfio_user.server.pci_device import PciDevice
+    from vfio_user.server.quiesce import Quiesce, QuiesceReason
     from vfio_user.server.server import Server, run_servers
 
 __all__ = [
@@ -72,6 +73,8 @@ __all__ = [
     "PciDevice",
     "PciExpress",
     "PowerManagement",
+    "Quiesce",
+    "QuiesceReason",
     "Region",
     "Register",
     "RegisterBlock",
@@ -117,6 +120,7 @@ __getattr__ = lazy_names(
         "regions": ["CallbackRegion", "MemoryRegion", "Region", "SharedMemoryRegion"],
         "server.device": ["Device"],
         "server.pci_device": ["PciDevice"],
+        "server.quiesce": ["Quiesce", "QuiesceReason"],
         "server.server": ["Server", "run_servers"],
     },
     modules=("devices", "errors", "interrupts", "memory", "pci", "protocol", "regions", "server", "transport", "vm"),

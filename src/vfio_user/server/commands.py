@@ -166,7 +166,7 @@ def _get_region_io_fds(session: Session, payload: bytes, _fds: list[int]) -> Rep
     # In this order: an eventfd each, the shadows' memory, a socket each.
     shadow_fd_index = len(doorbells)
     entries: list[IoEventFd | IoRegionFd] = []
-    ioeventfds, ioregionfds = session.device.ioeventfds, session.device.ioregionfds
+    ioeventfds = session.device.ioeventfds
     shadow_fds: tuple[int, ...] = ()
     for number, doorbell in enumerate(doorbells):
         shadow = None
@@ -180,7 +180,8 @@ def _get_region_io_fds(session: Session, payload: bytes, _fds: list[int]) -> Rep
     if not complete:
         return Reply(reply)
     eventfds = ioeventfds.eventfds(request.index, doorbells)
-    return Reply(reply, eventfds + shadow_fds + ioregionfds.client_fds(request.index, region, ranges))
+    sockets = session.device.ioregionfds.client_fds(request.index, region, ranges) if ranges else ()
+    return Reply(reply, eventfds + shadow_fds + sockets)
 
 
 def _io_eventfd(number: int, doorbell: Doorbell, shadow: Shadow | None) -> IoEventFd:

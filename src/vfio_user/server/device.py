@@ -18,11 +18,11 @@ from vfio_user.protocol.device import DeviceInfo
 from vfio_user.regions import EmptyRegion, Region
 from vfio_user.server.deferred import DeferredWork
 from vfio_user.server.doorbells import Doorbells
-from vfio_user.server.io_sockets import IoSockets
 from vfio_user.server.loop import EventLoop, Timer, Watch
 
 if TYPE_CHECKING:
     from vfio_user.protocol.migration import MigrationState
+    from vfio_user.server.io_sockets import IoSockets
     from vfio_user.server.migration import Migration
     from vfio_user.server.quiesce import Quiesce
 
@@ -48,7 +48,6 @@ class Device:
         interrupts: vectors, and the eventfds the client connected to them.
         dma: the client's memory.
         ioeventfds: the eventfds of those regions' doorbells; the server's to use.
-        ioregionfds: the sockets through which it accesses parts of them; the server's to use.
         migratable: a client can migrate it. What is needed for that, ``PciDevice`` has.
         migration_protocol: how; see ``offer_migration``.
         migration: its migration; None until a client asks for one. The server's to use.
@@ -79,7 +78,7 @@ class Device:
         self._unquiesce_is_due = False
         self.migration: Migration | None = None
         self.ioeventfds = Doorbells(self.watch)
-        self.ioregionfds = IoSockets(self.watch)
+        self._ioregionfds: IoSockets | None = None
         self._regions: dict[int, Region] = {}
         self._loop: EventLoop | None = None
         self._is_connected = False
@@ -265,6 +264,17 @@ class Device:
     # The server's side.
 
     @property
+    def ioregionfds(self) -> IoSockets:
+        """The sockets through which a client accesses parts of regions; the server's to use."""
+        if self._ioregionfds is None:
+            from vfio_user.server.io_sockets import (
+                IoSockets,
+            )  # few devices have any, and a server listens sooner without
+
+            self._ioregionfds = IoSockets(self.watch)
+        return self._ioregionfds
+
+    @property
     def is_connected(self) -> bool:
         """A client is connected."""
         return self._is_connected
@@ -298,7 +308,8 @@ class Device:
             self.on_disconnect()
         finally:
             self.ioeventfds.clear()
-            self.ioregionfds.clear()
+            if self._ioregionfds is not None:
+                self._ioregionfds.clear()
             self.interrupts.clear()
             self.dma.clear()
             self.end_quiet()
