@@ -18,6 +18,7 @@ from vfio_user.backends.open import open_backend
 from vfio_user.devices.nvme.admin import AdminCommands
 from vfio_user.devices.nvme.command import Command, CommandFailed
 from vfio_user.devices.nvme.data import DataPointers
+from vfio_user.devices.nvme.engines import make_engine
 from vfio_user.devices.nvme.events import AsyncEvents
 from vfio_user.devices.nvme.features import Features
 from vfio_user.devices.nvme.firmware import Firmware
@@ -28,7 +29,6 @@ from vfio_user.devices.nvme.jobs import Jobs
 from vfio_user.devices.nvme.log_pages import LogPages
 from vfio_user.devices.nvme.management import Management
 from vfio_user.devices.nvme.namespaces import LBA_SHIFTS, MAX_NAMESPACES, Namespaces
-from vfio_user.devices.nvme.nvm_commands import NvmCommands
 from vfio_user.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from vfio_user.devices.nvme.saved import load_controller, save_controller
 from vfio_user.devices.nvme.self_test import SelfTest
@@ -169,7 +169,7 @@ class Nvme(PciDevice):
             self.firmware.handlers(),
             self.self_test.handlers(),
         )
-        self.engine: Engine = NvmCommands(self)
+        self.engine: Engine = make_engine(self)
         self._rung: list[SubmissionQueue] = []
         self._dirty: list[CompletionQueue] = []
         self._stalled: list[SubmissionQueue] = []

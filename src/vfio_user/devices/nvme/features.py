@@ -263,8 +263,8 @@ class Features:
     def save(self) -> dict[str, Any]:
         """What is saved."""
         return {
-            "values": [[fid, nsid, value] for (fid, nsid), value in self._values.items()],
-            "saved": [[fid, nsid, value] for (fid, nsid), value in self._saved.items()],
+            "values": [[int(fid), nsid, value] for (fid, nsid), value in self._values.items()],
+            "saved": [[int(fid), nsid, value] for (fid, nsid), value in self._saved.items()],
             "thresholds": [list(item) for item in self._thresholds.items()],
             "host_behavior": self._host_behavior,
             "timestamp": self._now(),

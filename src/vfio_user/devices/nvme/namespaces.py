@@ -17,6 +17,7 @@ from typing import Any
 from vfio_user.backends.base import Backend, ReadableBuffer
 from vfio_user.devices.nvme.command import CommandFailed
 from vfio_user.devices.nvme.gate import Gate
+from vfio_user.errors import InvalidAccess
 from vfio_user.hardware.nvme.identify import BROADCAST_NSID
 from vfio_user.hardware.nvme.status import Status
 
@@ -288,7 +289,7 @@ class Namespaces:
         """Puts ``save`` back. Backends are those this subsystem has; those the host made are cut anew.
 
         Raises:
-            ValueError: a namespace has no backend here, or one of another size.
+            InvalidAccess: a namespace has no backend here, or one of another size.
         """
         restored: dict[int, Namespace] = {}
         for state in saved:
@@ -300,7 +301,7 @@ class Namespaces:
                 backend = None if old is None else old.backend
             if backend is None or backend.size != state["size"]:
                 here = "without it" if backend is None else f"with {backend.size} bytes"
-                raise ValueError(
+                raise InvalidAccess(
                     f"namespace {state['nsid']} of {state['size']} bytes: this device was made {here}; "
                     "start both with the same images"
                 )

@@ -283,7 +283,10 @@ class NvmCommands:
                 namespace.backend.flush()
 
         if not any(namespace.backend.flush_blocks for namespace in namespaces):
-            work()
+            try:
+                work()
+            except OSError as exc:
+                raise status_of(exc, write=True) from exc
             return 0
         self._jobs.start(command, work, _nothing, write=True)
         return None

@@ -69,7 +69,7 @@ def load_controller(controller: Nvme, state: dict[str, Any]) -> None:
     """Puts everything back, and has the commands in flight carried out.
 
     Raises:
-        ValueError: the namespaces are not those this controller has the images of.
+        InvalidAccess: the namespaces are not those this controller has the images of.
     """
     controller.namespaces.load(state["namespaces"])
     controller.abandon()

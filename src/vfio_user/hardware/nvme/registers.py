@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from vfio_user.pci.registers import RO, RW1C, WO, Field, Register, RegisterBlock, ResetKind
+from vfio_user.pci.registers import RO, RW1C, RW1S, WO, Alias, Field, Register, RegisterBlock, ResetKind
 
 __all__ = [
     "DOORBELLS",
@@ -86,8 +86,8 @@ class NvmeRegisters(RegisterBlock):
         doc="version",
         fields=[Field("major", (31, 16)), Field("minor", (15, 8)), Field("tertiary", (7, 0))],
     )
-    intms = Register(0x0C, doc="interrupt mask, a 1 sets; not with MSI-X")
-    intmc = Register(0x10, doc="interrupt mask, a 1 clears; not with MSI-X")
+    intms = Register(0x0C, access=RW1S, doc="interrupt mask, a 1 sets; not with MSI-X")
+    intmc = Alias(intms, 0x10, access=RW1C, doc="interrupt mask, a 1 clears; not with MSI-X")
     cc = Register(
         0x14,
         doc="configuration",
