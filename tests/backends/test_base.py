@@ -20,6 +20,7 @@ from vfio_user.backends import (
     MappedFileBackend,
     MemoryBackend,
     NullBackend,
+    OverlayBackend,
     ReadableBuffer,
 )
 
@@ -57,6 +58,10 @@ MAKERS: dict[str, Maker] = {
     "file": lambda directory, contents: FileBackend(image(directory, contents)),
     "direct": lambda directory, contents: FileBackend(image(directory, contents), direct=True),
     "mapped": lambda directory, contents: MappedFileBackend(image(directory, contents)),
+    "overlay of file": lambda directory, contents: OverlayBackend(
+        FileBackend(image(directory, contents), read_only=True)
+    ),
+    "overlay in memory": lambda _, contents: OverlayBackend(Plain(contents), MemoryBackend(len(contents))),
 }
 
 
@@ -220,5 +225,10 @@ def test_a_size_below_zero() -> None:
 
 def test_devices_know_what_waits(make: Callable[[bytes], Backend]) -> None:
     backend = make(bytes(512))
-    assert backend.flush_blocks == (not isinstance(backend, MemoryBackend))
+    assert backend.flush_blocks == (not isinstance(backend, MemoryBackend) and not in_memory(backend))
     assert backend.blocking == (backend.contents is None)
+
+
+def in_memory(backend: Backend) -> bool:
+    """An overlay that is."""
+    return isinstance(backend, OverlayBackend) and not backend._overlay.blocking

@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from vfio_user.backends.file import FileBackend
     from vfio_user.backends.mapped_file import MappedFileBackend
     from vfio_user.backends.memory import MemoryBackend, NullBackend
+    from vfio_user.backends.nbd import NbdBackend
+    from vfio_user.backends.overlay import OverlayBackend
+    from vfio_user.backends.workers import Workers
 
 __all__ = [
     "Backend",
     "FileBackend",
     "MappedFileBackend",
     "MemoryBackend",
+    "NbdBackend",
     "NullBackend",
+    "OverlayBackend",
     "ReadableBuffer",
+    "Workers",
     "open_backend",
     "parse_size",
 ]
@@ -31,5 +37,8 @@ __getattr__ = lazy_names(
         "file": ["FileBackend"],
         "mapped_file": ["MappedFileBackend"],
         "memory": ["MemoryBackend", "NullBackend"],
+        "nbd": ["NbdBackend"],
+        "overlay": ["OverlayBackend"],
+        "workers": ["Workers"],
     },
 )

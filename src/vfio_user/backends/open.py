@@ -46,19 +46,24 @@ def open_backend(text: str) -> Backend:
 
     Ownership: the caller closes it.
     """
+    return _open(text, read_only=False)
+
+
+def _open(text: str, *, read_only: bool) -> Backend:
+    """Opens it; where a text has no ``read_only`` of its own, this says so."""
     if not text:
         raise ValueError("an image without a name: give a path, or memory:SIZE, null:SIZE, overlay:IMAGE, nbd://...")
     match = _SCHEME.fullmatch(text)
     if match is not None and match[1] in _OPENERS:
-        return _OPENERS[match[1]](match[2], text)
+        return _OPENERS[match[1]](match[2], text, read_only)
     if match is not None and match[2].startswith("//"):
         raise ValueError(f"image {text!r}: no backend is called {match[1]!r}; there are {', '.join(sorted(_OPENERS))}")
-    return _open_file(text, text, {})
+    return _open_file(text, text, {"read_only": read_only})
 
 
-def _file(rest: str, text: str) -> Backend:
+def _file(rest: str, text: str, read_only: bool) -> Backend:
     path, _, query = rest.partition("?")
-    options = {}
+    options = {"read_only": read_only}
     for part in filter(None, query.split("&")):
         name, _, value = part.partition("=")
         name = name.replace("-", "_")
@@ -71,7 +76,7 @@ def _file(rest: str, text: str) -> Backend:
 
 
 def _open_file(path: str, text: str, options: dict[str, bool]) -> Backend:
-    read_only = options.get("read_only", False)
+    read_only = options["read_only"]
     if not options.get("mapped", False):
         from vfio_user.backends.file import FileBackend
 
@@ -83,20 +88,43 @@ def _open_file(path: str, text: str, options: dict[str, bool]) -> Backend:
     return MappedFileBackend(path, read_only=read_only)
 
 
-def _memory(rest: str, _text: str) -> Backend:
+def _memory(rest: str, _text: str, _read_only: bool) -> Backend:
     from vfio_user.backends.memory import MemoryBackend
 
     return MemoryBackend(parse_size(rest))
 
 
-def _null(rest: str, _text: str) -> Backend:
+def _null(rest: str, _text: str, _read_only: bool) -> Backend:
     from vfio_user.backends.memory import NullBackend
 
     return NullBackend(parse_size(rest))
 
 
-_OPENERS: dict[str, Callable[[str, str], Backend]] = {
+def _overlay(rest: str, _text: str, _read_only: bool) -> Backend:
+    from vfio_user.backends.overlay import OverlayBackend
+
+    base = _open(rest, read_only=True)
+    try:
+        return OverlayBackend(base)
+    except BaseException:
+        base.close()
+        raise
+
+
+def _nbd(_rest: str, text: str, read_only: bool) -> Backend:
+    from vfio_user.backends.nbd import NbdBackend
+
+    return NbdBackend(text, read_only=read_only)
+
+
+_OPENERS: dict[str, Callable[[str, str, bool], Backend]] = {
     "file": _file,
     "memory": _memory,
     "null": _null,
+    "overlay": _overlay,
+    "nbd": _nbd,
+    "nbds": _nbd,
+    "nbd+unix": _nbd,
+    "nbds+unix": _nbd,
+    "nbd+vsock": _nbd,
 }

@@ -64,6 +64,7 @@ class Doorbells:
     def __init__(self, count: int) -> None:
         self.values = [0] * count
         self.rung: list[tuple[int, int]] = []
+        self.worked: list[int] = []
         self.scheduler = Scheduler()
         self.on_look: Callable[[], None] | None = None
 
@@ -75,8 +76,11 @@ class Doorbells:
     def ring(self, number: int, value: int) -> None:
         self.rung.append((number, value))
 
+    def work(self) -> None:
+        self.worked.append(len(self.rung))
+
     def poller(self, arm: Callable[[bytes], None] | None = None) -> DoorbellPoller:
-        return DoorbellPoller(self.scheduler, self.look, self.ring, arm)
+        return DoorbellPoller(self.scheduler, self.look, self.ring, self.work, arm)
 
 
 @pytest.fixture
@@ -96,6 +100,7 @@ def test_changes_ring_each_once(bells: Doorbells) -> None:
     bells.scheduler.turn()
     bells.scheduler.turn()
     assert bells.rung == [(1, 5), (0, 7), (1, 6), (3, 1)]
+    assert bells.worked == [1, 4]
 
 
 def test_what_changes_while_it_looks_is_seen_in_the_same_turn(bells: Doorbells) -> None:

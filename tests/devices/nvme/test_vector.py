@@ -15,7 +15,8 @@ pytest.importorskip("numpy", reason="the vector engine needs NumPy: pip install 
 
 from tests.support.guest_ram import guest_ram
 from vfio_user.backends import Backend, MappedFileBackend, MemoryBackend, NullBackend
-from vfio_user.devices.nvme.vector import CROSS_OVER, Medium, Run, VectorEngine
+from vfio_user.devices.nvme.engines import CROSS_OVER
+from vfio_user.devices.nvme.vector import Medium, Run, VectorEngine
 from vfio_user.hardware.nvme.entries import CompletionEntry, SubmissionEntry
 from vfio_user.hardware.nvme.opcodes import NvmOpcode
 from vfio_user.memory import DirtyLog, Dma

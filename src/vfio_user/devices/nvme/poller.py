@@ -61,6 +61,8 @@ class DoorbellPoller:
         look: copies the doorbells, 4 bytes each.
         ring: is told the number of each doorbell that changed, and its value. Both tails and heads: the numbers are
             those of the doorbell registers.
+        work: carries out what was rung; called once after the doorbells of one look, so that it is done before the
+            next.
         arm: asks the driver to ring a register for whatever it writes after what it is given, which is what ``look``
             returned; None where there is no way to ask.
 
@@ -69,7 +71,7 @@ class DoorbellPoller:
         is_resting: it found nothing for a while, and looks rarely, or not at all.
         looks: how often it has looked; for statistics and tests.
 
-    Raises (from its turns, to the loop, which logs it): what ``look``, ``ring`` and ``arm`` raise. It has stopped then.
+    Raises (from its turns, to the loop, which logs it): what the functions it was given raise. It has stopped then.
 
     Threading: session thread.
     """
@@ -79,6 +81,7 @@ class DoorbellPoller:
         scheduler: Scheduler,
         look: Callable[[], bytes],
         ring: Callable[[int, int], None],
+        work: Callable[[], None] | None = None,
         arm: Callable[[bytes], None] | None = None,
     ) -> None:
         self.is_running = False
@@ -87,6 +90,7 @@ class DoorbellPoller:
         self._scheduler = scheduler
         self._look = look
         self._ring = ring
+        self._work = work
         self._arm = arm
         self._seen = b""
         self._idle_turns = 0
@@ -169,6 +173,8 @@ class DoorbellPoller:
         for number, (old, new) in enumerate(zip(struct.unpack(layout, seen), struct.unpack(layout, now), strict=True)):
             if old != new:
                 self._ring(number, new)
+        if self._work is not None:
+            self._work()
 
     def _go_to_rest(self) -> None:
         self.is_resting = True

@@ -28,16 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfio_user.backends import Backend
+from vfio_user.devices.nvme.engines import CROSS_OVER
 from vfio_user.hardware.nvme.entries import COMPLETION_ENTRY, SUBMISSION_ENTRY, CompletionEntry, SubmissionEntry
 from vfio_user.hardware.nvme.opcodes import NvmOpcode
 from vfio_user.memory.dma import Dma
 from vfio_user.rings.arrays import entry_type
 from vfio_user.rings.pages import GuestPages, as_pages
 
-__all__ = ["CROSS_OVER", "Medium", "Run", "VectorEngine"]
-
-#: From so many commands on a batch is quicker here than one by one; measured by ``make bench-nvme``.
-CROSS_OVER = 4
+__all__ = ["Medium", "Run", "VectorEngine"]
 
 #: From so many pages on a command is copied by itself: its pages of the medium are one piece, so nothing is copied to
 #: a third place in between.
@@ -130,7 +128,7 @@ class VectorEngine:
     ) -> None:
         self._medium = medium
         self._max_transfer = max_transfer
-        self._page_size = page_size
+        self.page_size = page_size
         self._page_shift = page_size.bit_length() - 1
         self._guest = GuestPages(dma, page_size)
 
@@ -179,8 +177,8 @@ class VectorEngine:
         medium = self._medium(nsid >> 32 & _LOW)
         if medium is None or medium.block_shift > self._page_shift:
             return np.zeros_like(plain)
-        misaligned = commands[:, _SLBA] & (self._page_size >> medium.block_shift) - 1
-        misaligned |= commands[:, _PRP1] & self._page_size - 1
+        misaligned = commands[:, _SLBA] & (self.page_size >> medium.block_shift) - 1
+        misaligned |= commands[:, _PRP1] & self.page_size - 1
         plain &= misaligned == 0
         return plain
 
@@ -206,7 +204,7 @@ class VectorEngine:
         medium = self._medium(header >> 32 & _LOW)
         if medium is None or not (medium.writable or opcode == _READ) or medium.block_shift > self._page_shift:
             return None
-        page_mask = self._page_size - 1
+        page_mask = self.page_size - 1
         size = ((every[_LENGTH] & _LOW) + 1) << medium.block_shift
         if size > self._max_transfer or size & page_mask or every[_LENGTH] & 0xFFFF_0000:
             return None
@@ -243,7 +241,7 @@ class VectorEngine:
         located = self._guest.locate(addresses, write=opcode == _READ, bounds=bounds)
         if located.found is not None:
             return False
-        disk = as_pages(contents, self._page_size)
+        disk = as_pages(contents, self.page_size)
         rows = commands[:, _SLBA] >> self._page_shift - medium.block_shift
         copy = located.store if opcode == _READ else located.load
         if pages >= _LARGE:
@@ -262,24 +260,24 @@ class VectorEngine:
         """
         if pages == 1:
             return commands[:, _PRP1]
-        if some_prp2 & self._page_size - 1:
+        if some_prp2 & self.page_size - 1:
             return None  # not a page; or a list that begins inside one, as it may
         if pages == 2:
             return commands[:, _PRP1 : _PRP2 + 1].ravel()
         listed = pages - 1
-        if listed * 8 > self._page_size:
+        if listed * 8 > self.page_size:
             return None  # the list goes on in another page
         lists = self._guest.locate(commands[:, _PRP2], write=False)
         if lists.found is not None:
             return None
         # A copy of the pages the lists are in, made once, before anything in them is looked at.
-        copied = np.empty(len(commands), f"V{self._page_size}")
+        copied = np.empty(len(commands), f"V{self.page_size}")
         lists.load(copied, slice(None))
         addresses = np.empty((len(commands), pages), np.int64)
         addresses[:, 0] = commands[:, _PRP1]
         addresses[:, 1:] = copied.view(np.int64).reshape(len(commands), -1)[:, :listed]
         flat = addresses.ravel()
-        return None if int(np.bitwise_or.reduce(flat)) & self._page_size - 1 else flat
+        return None if int(np.bitwise_or.reduce(flat)) & self.page_size - 1 else flat
 
 
 def _left(commands: _Words) -> Run:

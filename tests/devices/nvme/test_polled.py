@@ -1,0 +1,86 @@
+"""The controller whose doorbells are memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from tests.support.nvme import Bench
+from vfio_user.devices.nvme.polled import PolledNvme
+from vfio_user.hardware.nvme.entries import SubmissionEntry
+from vfio_user.hardware.nvme.opcodes import NvmOpcode
+from vfio_user.testing.in_process import DeviceUnderTest
+
+
+@contextlib.contextmanager
+def polled() -> Iterator[Bench]:
+    """No fixture: pytest keeps the values of those, and so the memory behind the BAR, for longer than the test."""
+    device = PolledNvme(image="memory:1M")
+    try:
+        with DeviceUnderTest(device) as under_test:
+            yield Bench(device, under_test)
+    finally:
+        device.close()
+        device.loop.close()
+
+
+def test_a_driver_works() -> None:
+    with polled() as nvme:
+        data = os.urandom(20 * 512)
+        nvme.driver.write(nvme.queue, 5, data)
+        assert nvme.driver.read(nvme.queue, 5, 20) == data
+        for _ in range(40):  # around the queue
+            assert nvme.driver.read(nvme.queue, 5, 1) == data[:512]
+
+
+def test_work_is_found_after_a_rest() -> None:
+    with polled() as nvme:
+        nvme.under_test.advance(5.0)
+        assert isinstance(nvme.device, PolledNvme)
+        assert nvme.device._poller.is_resting
+        nvme.driver.write(nvme.queue, 0, bytes(512))
+        assert nvme.driver.read(nvme.queue, 0, 1) == bytes(512)
+
+
+def test_a_store_to_the_mapped_page_is_enough() -> None:
+    with polled() as nvme:
+        assert isinstance(nvme.device, PolledNvme)
+        page = nvme.device.doorbell_page.cast("I")
+        cid = 77
+        nvme.queue.put(SubmissionEntry(NvmOpcode.FLUSH, cid=cid, nsid=1))
+        page[2 * nvme.queue.qid] = nvme.queue._tail
+        [completion] = nvme.queue.wait([cid])
+        assert completion.status == 0
+
+
+def test_a_queue_that_is_made_again_hears_its_first_tail() -> None:
+    with polled() as nvme:
+        for _ in range(3):
+            queue = nvme.driver.create_queue_pair(16, qid=5, vector=None)
+            nvme.driver.read(queue, 0, 1)  # tail 1, every time
+            nvme.driver.delete_queue_pair(queue)
+
+
+def test_a_disabled_controller_is_not_looked_at() -> None:
+    with polled() as nvme:
+        assert isinstance(nvme.device, PolledNvme)
+        poller = nvme.device._poller
+        nvme.driver.disable()
+        assert not poller.is_running
+        before = poller.looks
+        nvme.under_test.advance(1.0)
+        assert poller.looks == before
+        nvme.driver.enable()
+        nvme.queue = nvme.driver.create_queue_pair(16)
+        nvme.driver.read(nvme.queue, 0, 1)
+
+
+def test_a_doorbell_that_cannot_be() -> None:
+    with polled() as nvme:
+        assert isinstance(nvme.device, PolledNvme)
+        before = nvme.device.health.errors
+        nvme.device.doorbell_page.cast("I")[3] = 0xFFFF
+        nvme.under_test.settle()
+        nvme.driver.read(nvme.queue, 0, 1)
+        assert nvme.device.health.errors == before + 1
