@@ -35,7 +35,9 @@ import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from vfio_user.errors import RegisterDefinitionError
 from vfio_user.pci.registers._text import Location, here, nearest, public_name
@@ -152,6 +154,55 @@ def find_target(block_class: type[RegisterBlock], hook: Hook) -> Target:
     )
 
 
+class _Takes(NamedTuple):
+    """The arguments a function takes.
+
+    Attributes:
+        least: positional ones it must have.
+        most: positional ones it has names for.
+        unlimited: it takes any number more.
+        keyword: one it must have by name; empty for none.
+    """
+
+    least: int
+    most: int
+    unlimited: bool
+    keyword: str
+
+
+#: What functions take. Each device binds the same ones again, and looking at one takes longer than all else about it.
+_known: WeakKeyDictionary[FunctionType, _Takes | None] = WeakKeyDictionary()
+
+
+def _takes(function: Callable[..., Any]) -> _Takes | None:
+    """The arguments a callable takes; None for a builtin that does not tell."""
+    if isinstance(function, MethodType) and isinstance(function.__func__, FunctionType):
+        found = _takes(function.__func__)
+        return found and found._replace(least=max(found.least - 1, 0), most=max(found.most - 1, 0))
+    if not isinstance(function, FunctionType):
+        return _signature(function)
+    if function not in _known:
+        _known[function] = _signature(function)
+    return _known[function]
+
+
+def _signature(function: Callable[..., Any]) -> _Takes | None:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    least, most, unlimited, keyword = 0, 0, False, ""
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            most += 1
+            least += int(parameter.default is parameter.empty)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            unlimited = True
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            keyword = keyword or parameter.name
+    return _Takes(least, most, unlimited, keyword)
+
+
 def arguments_wanted(hook: Hook, function: Callable[..., Any], target: Target, *, bound: bool) -> int:
     """How many arguments a handler takes.
 
@@ -164,20 +215,12 @@ def arguments_wanted(hook: Hook, function: Callable[..., Any], target: Target, *
     Raises:
         RegisterDefinitionError: it takes a number of arguments nobody gives it.
     """
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a builtin without a signature
+    signature = _takes(function)
+    if signature is None:
         return len(target.indexes) + 1
-    least, most = 0, 0
-    unlimited = False
-    for parameter in parameters:
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            most += 1
-            least += int(parameter.default is parameter.empty)
-        elif parameter.kind is parameter.VAR_POSITIONAL:
-            unlimited = True
-        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
-            raise hook.error(f"its handler needs the keyword argument {parameter.name!r}, which nobody gives it")
+    least, most, unlimited, keyword = signature
+    if keyword:
+        raise hook.error(f"its handler needs the keyword argument {keyword!r}, which nobody gives it")
     if not bound:
         least, most = max(least - 1, 0), max(most - 1, 0)
     indexes, values = target.indexes, hook.kind.values
