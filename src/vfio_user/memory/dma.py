@@ -129,6 +129,8 @@ class Dma(DmaTable):
         if mapping.iova <= iova <= end <= mapping.end:
             shift = mapping.shift
             return mapping.map[iova + shift : end + shift]
+        if len(pieces) == 1:
+            return pieces[0][0].read(iova, length)
         data = bytearray(length)
         _gather(pieces, iova, memoryview(data))
         return bytes(data)

@@ -119,6 +119,12 @@ class DmaMapping:
             DmaAccess: there is none.
         """
 
+    def read(self, iova: int, length: int) -> bytes:
+        """Reads ``length`` bytes; see ``read_into``."""
+        data = bytearray(length)
+        self.read_into(iova, memoryview(data))
+        return bytes(data)
+
     def read_into(self, iova: int, target: memoryview) -> None:
         """Fills ``target`` (bytes) from ``iova`` on; the caller has checked range and permission.
 
@@ -277,6 +283,10 @@ class MessageMapping(DmaMapping):
     def check_reachable(self) -> None:
         """See ``DmaMapping.check_reachable``."""
         self._dma()
+
+    def read(self, iova: int, length: int) -> bytes:
+        """See ``DmaMapping.read``."""
+        return self._dma().read(iova, length)
 
     def read_into(self, iova: int, target: memoryview) -> None:
         """See ``DmaMapping.read_into``."""
