@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from vfio_user.client.access_path import describe_access, region_name
+from vfio_user.client import exchanges
 from vfio_user.client.connection import Connection
 from vfio_user.client.dirty_bitmap import DirtyBitmap
 from vfio_user.client.guest_memory import PAGE_SIZE, DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
@@ -25,29 +25,25 @@ from vfio_user.client.irq import Irq
 from vfio_user.client.migration import Migration, find_migration
 from vfio_user.client.negotiation import OFFER
 from vfio_user.client.region import DeviceRegion, map_areas
-from vfio_user.errors import RemoteProtocolError, StateError
+from vfio_user.errors import RemoteProtocolError
 from vfio_user.protocol.constants import (
     MAX_FDS_PER_MESSAGE,
     Command,
     DeviceFlags,
-    DmaMapFlags,
     DmaUnmapFlags,
-    IrqIndex,
     IrqSetFlags,
 )
-from vfio_user.protocol.device import DeviceInfo, DeviceInfoRequest
+from vfio_user.protocol.device import DeviceInfo
 from vfio_user.protocol.dirty_pages import BitmapHeader
-from vfio_user.protocol.dma import DmaMap, DmaUnmap
+from vfio_user.protocol.dma import DmaUnmap
 from vfio_user.protocol.feature import bitmap_size
 from vfio_user.protocol.framing import close_fds
-from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
+from vfio_user.protocol.irq import IrqInfo
 from vfio_user.protocol.region import (
-    ACCESS,
     MAX_MULTI_WRITE_SIZE,
     MAX_MULTI_WRITES,
     MultiWrite,
     RegionInfo,
-    RegionInfoRequest,
     RegionWriteMulti,
     WriteMultiReply,
 )
@@ -56,15 +52,7 @@ from vfio_user.transport.connect import connect
 
 __all__ = ["VfioUserClient"]
 
-#: The most regions and kinds of interrupt a device may claim; QEMU's limits.
-_MAX_REGIONS = 100
-_MAX_IRQS = 50
-
-#: The most vectors of one kind. MSI-X ends at 2048.
-_MAX_VECTORS = 2048
-
-#: Bytes of a region's description, capabilities included; QEMU's largest seen is 3248, for 200 areas.
-_MAX_REGION_INFO = 64 * 1024
+T = TypeVar("T")
 
 #: Bytes of data in one region access. libvfio-user reads a message's body with one receive call, which brings what fits
 #: one segment of a socket: a longer write would be cut.
@@ -156,18 +144,27 @@ class VfioUserClient:
             map_regions=map_regions,
         )
 
+    def _run(self, exchange: exchanges.Exchange[T]) -> T:
+        """Carries out an exchange, message by message."""
+        request = self.connection.request
+        try:
+            ask = next(exchange)
+            while True:
+                command, payload, fds, max_payload, max_fds, what = ask
+                ask = exchange.send(
+                    request(command, payload, fds=fds, max_payload=max_payload, max_fds=max_fds, request=what)
+                )
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            exchange.close()
+
     # The device.
 
     def get_info(self) -> DeviceInfo:
         """DEVICE_GET_INFO."""
-        reply = self.connection.request(Command.DEVICE_GET_INFO, DeviceInfoRequest().encode(), max_payload=16)
-        info = DeviceInfo.decode(reply.payload)
-        if info.num_regions > _MAX_REGIONS or info.num_irqs > _MAX_IRQS:
-            raise RemoteProtocolError(
-                f"the device claims {info.num_regions} regions and {info.num_irqs} kinds of interrupt; "
-                f"at most {_MAX_REGIONS} and {_MAX_IRQS} make sense"
-            )
-        return info
+        return self._run(exchanges.device_info())
 
     @cached_property
     def info(self) -> DeviceInfo:
@@ -176,7 +173,7 @@ class VfioUserClient:
 
     def reset(self) -> None:
         """DEVICE_RESET: registers back to their reset values; mappings and eventfds stay."""
-        self.connection.request(Command.DEVICE_RESET)
+        self._run(exchanges.reset())
 
     @property
     def can_reset(self) -> bool:
@@ -191,29 +188,7 @@ class VfioUserClient:
         Returns:
             The description, and the descriptor for mapping, if there is one: the caller's to close.
         """
-        what = f"DEVICE_GET_REGION_INFO of {region_name(index)}"
-        argsz = RegionInfoRequest(index).argsz
-        for _ in range(2):
-            payload = RegionInfoRequest(index, argsz).encode()
-            reply = self.connection.request(
-                Command.DEVICE_GET_REGION_INFO, payload, max_payload=argsz, max_fds=1, request=what
-            )
-            try:
-                info = RegionInfo.decode(reply.payload)
-                if info.index != index:
-                    raise RemoteProtocolError(f"{what} was answered for {region_name(info.index)}")
-                if not RegionInfoRequest(index).argsz <= info.argsz <= _MAX_REGION_INFO:
-                    raise RemoteProtocolError(
-                        f"{what}: the reply says argsz {info.argsz}; a description has 32 to {_MAX_REGION_INFO} bytes"
-                    )
-            except RemoteProtocolError:
-                close_fds(reply.fds)
-                raise
-            if info.argsz <= argsz:
-                return info, reply.fds[0] if reply.fds else None
-            close_fds(reply.fds)
-            argsz = info.argsz
-        raise RemoteProtocolError(f"{what}: with the room it asked for, the server now asks for {argsz} bytes")
+        return self._run(exchanges.region_info(index))
 
     def region(self, index: int) -> DeviceRegion:
         """A region, described and mapped when it is first asked for; size 0 if the device does not have it."""
@@ -229,21 +204,7 @@ class VfioUserClient:
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """REGION_READ of any number of bytes, in as many messages as the server's limit makes them."""
-        data = bytearray()
-        while len(data) < count:
-            size = min(count - len(data), self._max_access)
-            at = offset + len(data)
-            what = describe_access("REGION_READ", index, at, size)
-            request = ACCESS.pack(at, index, size)
-            payload = self.connection.request(
-                Command.REGION_READ, request, max_payload=ACCESS.size + size, request=what
-            ).payload
-            if payload[: ACCESS.size] != request or len(payload) != ACCESS.size + size:
-                raise RemoteProtocolError(
-                    f"the reply to {what} is about another access, or has {len(payload) - ACCESS.size} bytes of data"
-                )
-            data += memoryview(payload)[ACCESS.size :]
-        return bytes(data)
+        return self._run(exchanges.region_read(index, offset, count, self._max_access))
 
     def region_write(
         self, index: int, offset: int, data: bytes | bytearray | memoryview, *, posted: bool = False
@@ -256,14 +217,11 @@ class VfioUserClient:
             data: what.
             posted: do not wait, nor hear whether it failed.
         """
-        for start in range(0, len(data), self._max_access):
-            chunk = data[start : start + self._max_access]
-            payload = ACCESS.pack(offset + start, index, len(chunk)) + chunk
-            if posted:
-                self.connection.send_posted(Command.REGION_WRITE, payload)
-            else:
-                what = describe_access("REGION_WRITE", index, offset + start, len(chunk))
-                self.connection.request(Command.REGION_WRITE, payload, max_payload=len(payload), request=what)
+        if not posted:
+            self._run(exchanges.region_write(index, offset, data, self._max_access))
+            return
+        for ask in exchanges.region_write(index, offset, data, self._max_access):
+            self.connection.send_posted(ask.command, ask.payload)
 
     def write_multi(self, writes: Sequence[tuple[int, int, bytes]], *, posted: bool = False) -> None:
         """REGION_WRITE_MULTI: several small writes in one message, done in order up to the first that fails.
@@ -303,16 +261,7 @@ class VfioUserClient:
 
     def irq_info(self, index: int) -> IrqInfo:
         """DEVICE_GET_IRQ_INFO."""
-        what = f"DEVICE_GET_IRQ_INFO of {_irq_name(index)}"
-        payload = IrqInfoRequest(index).encode()
-        reply = self.connection.request(Command.DEVICE_GET_IRQ_INFO, payload, max_payload=16, request=what)
-        info = IrqInfo.decode(reply.payload)
-        if info.index != index or info.count > _MAX_VECTORS:
-            raise RemoteProtocolError(
-                f"{what} was answered for {_irq_name(info.index)} with {info.count} vectors; "
-                f"there can be {_MAX_VECTORS} at most"
-            )
-        return info
+        return self._run(exchanges.irq_info(index))
 
     def irq(self, index: int) -> Irq:
         """One kind of interrupt; without vectors if the device does not have it."""
@@ -341,9 +290,7 @@ class VfioUserClient:
             bools: with DATA_BOOL, a byte for each.
             fds: with DATA_EVENTFD, one for each, or none; they stay the caller's.
         """
-        payload = SetIrqs(flags, index, start, count, bools).encode()
-        what = f"DEVICE_SET_IRQS of {_irq_name(index)} vectors [{start}, {start + count})"
-        self.connection.request(Command.DEVICE_SET_IRQS, payload, fds=fds, request=what)
+        self._run(exchanges.set_irqs(index, flags, start, count, bools, fds))
 
     def connect_irqs(self, index: int, fds: Sequence[int | None], *, start: int = 0) -> None:
         """Gives vectors their eventfds, in as many messages as the server's limit on descriptors makes them.
@@ -356,20 +303,7 @@ class VfioUserClient:
         Raises:
             StateError: the server takes no descriptors.
         """
-        flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
-        if not self._max_fds and any(fd is not None for fd in fds):
-            raise StateError("the server said max_msg_fds 0, or the connection carries none: it cannot get an eventfd")
-        at = 0
-        while at < len(fds):
-            end = at + 1
-            connecting = fds[at] is not None
-            # A message has a descriptor for each of its vectors, or none at all.
-            while end < len(fds) and (fds[end] is not None) == connecting:
-                if connecting and end - at >= self._max_fds:
-                    break
-                end += 1
-            self.set_irqs(index, flags, start + at, end - at, fds=[fd for fd in fds[at:end] if fd is not None])
-            at = end
+        self._run(exchanges.connect_irqs(index, fds, start, self._max_fds))
 
     def enabled_irqs(self) -> list[Irq]:
         """The kinds of interrupt that have vectors enabled."""
@@ -408,16 +342,10 @@ class VfioUserClient:
         if offset < 0 or size <= 0 or offset + size > memory.size:
             raise ValueError(f"[{offset:#x}, {offset + size:#x}) is no part of a memory of {memory.size:#x} bytes")
         mapping = GuestMapping(iova, size, memory, offset, readable, writable, shared)
-        flags = (DmaMapFlags.READ if readable else 0) | (DmaMapFlags.WRITE if writable else 0)
         # Before the command: a server may use the memory before it has answered.
         self.space.add(mapping)
         try:
-            self.connection.request(
-                Command.DMA_MAP,
-                DmaMap(DmaMapFlags(flags), offset if shared else 0, iova, size).encode(),
-                fds=[memory.fd] if shared else [],
-                request=f"DMA_MAP of [{iova:#x}, {iova + size:#x})",
-            )
+            self._run(exchanges.dma_map(mapping))
         except BaseException:
             self.space.remove(mapping)
             raise
@@ -437,10 +365,8 @@ class VfioUserClient:
 
     def dma_unmap(self, mapping: GuestMapping) -> None:
         """DMA_UNMAP: takes a mapping back. When this returns, the device uses it no more."""
-        payload = DmaUnmap(DmaUnmapFlags(0), mapping.iova, mapping.size).encode()
-        what = f"DMA_UNMAP of [{mapping.iova:#x}, {mapping.end:#x})"
         # Still there until the reply: what the device had under way may go on until then.
-        self.connection.request(Command.DMA_UNMAP, payload, max_payload=len(payload), request=what)
+        self._run(exchanges.dma_unmap(mapping))
         self.space.remove(mapping)
 
     def dma_unmap_logged(self, mapping: GuestMapping, page_size: int = PAGE_SIZE) -> DirtyBitmap:
@@ -465,8 +391,7 @@ class VfioUserClient:
 
     def dma_unmap_all(self) -> None:
         """DMA_UNMAP of everything, ``dma_alloc``'s memory included."""
-        payload = DmaUnmap(DmaUnmapFlags.ALL, 0, 0).encode()
-        self.connection.request(Command.DMA_UNMAP, payload, max_payload=len(payload), request="DMA_UNMAP of everything")
+        self._run(exchanges.dma_unmap(None))
         self.space.clear()
         if self._memory is not None:
             self._memory.close()
@@ -540,10 +465,3 @@ class VfioUserClient:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _irq_name(index: int) -> str:
-    try:
-        return IrqIndex(index).name
-    except ValueError:
-        return f"interrupt {index}"
