@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "say what the device behind a socket is",
     "migrate": "move a device from one server to another, with its state",
     "registers": "show a register map, or turn it into another form",
+    "conform": "ask whether a server, or a client, keeps to the protocol",
     "doctor": "say what this machine has of what guests need",
     "kit": "fetch what guests are made of: QEMU, a kernel, busybox",
 }

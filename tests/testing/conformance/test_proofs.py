@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -17,16 +16,6 @@ from vfio_user.testing.conformance.endpoint import DeviceEndpoint, Endpoint
 from vfio_user.testing.conformance.facts import Facts, survey
 from vfio_user.testing.conformance.runner import ask_check, ask_server
 from vfio_user.testing.conformance.server import CHECKS
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Thousands of refusals are logged as warnings, twenty a connection."""
-    log = logging.getLogger("vfio_user")
-    before, log.disabled = log.level, False
-    log.setLevel(logging.CRITICAL + 1)
-    yield
-    log.setLevel(before)
 
 
 def _no_write_multiple(_wire: MutantWire, exchange: Exchange) -> None:
