@@ -103,4 +103,4 @@ def test_only_the_command_asked_for_is_imported() -> None:
 
 
 def test_commands_are_modules() -> None:
-    assert " ".join(main_module.COMMANDS) == "serve boot demo devices inspect migrate registers doctor kit"
+    assert " ".join(main_module.COMMANDS) == "serve boot demo devices inspect migrate registers conform doctor kit"
