@@ -385,6 +385,14 @@ def test_a_round(client: RawClient) -> None:
     assert pending(client) == 0
 
 
+def test_a_round_ends_with_an_error(client: RawClient) -> None:
+    reach(client, STOP_AND_COPY)
+    assert pending(client)
+    client.read(MIGRATION, DATA_OFFSET_REGISTER, 8)
+    assert go_to(client, ERROR) == 0
+    assert client.read_error(MIGRATION, DATA_OFFSET, 8) == EINVAL
+
+
 def test_a_round_ends_with_the_state(client: RawClient) -> None:
     reach(client, STOP_AND_COPY)
     assert pending(client)
