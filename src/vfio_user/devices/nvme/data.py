@@ -119,7 +119,7 @@ class DataPointers:
                         raise CommandFailed(Status.INVALID_SGL_SEGMENT_DESCRIPTOR)
                     following = descriptor
                 elif descriptor.type == SglType.BIT_BUCKET:
-                    if to_host and left:
+                    if to_host and left and descriptor.length:
                         count = min(left, descriptor.length)
                         pieces.append((BIT_BUCKET, count))
                         left -= count
