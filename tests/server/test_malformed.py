@@ -118,7 +118,7 @@ GOOD_MAP = dma_map(3, 0, 0x100000, 0x1000)
 FRAMING = [
     Row("no payload", Command.DEVICE_GET_INFO, b""),
     Row("no payload either", Command.REGION_WRITE, b""),
-    *(Row(f"command {n}", n, bytes(64)) for n in (0, 11, 12, 19, 255, 0xFFFF)),
+    *(Row(f"command {n}", n, bytes(64)) for n in (0, 11, 12, 14, 19, 255, 0xFFFF)),
     Row("an unknown command with descriptors", 99, bytes(4), EINVAL, "me"),
     Row("version again", Command.VERSION, b"\0\0\0\0{}\0"),
     Row("version again, with a descriptor", Command.VERSION, b"\0\0\0\0", EINVAL, "m"),
