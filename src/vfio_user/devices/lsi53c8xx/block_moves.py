@@ -182,7 +182,7 @@ class BlockMover:
                 if wanted <= Phase.DATA_IN:
                     values[self._csbc] = values[self._csbc] + moved & 0xFFFF_FFFF
             processor.charge += moved // _BYTES_PER_INSTRUCTION
-        return self._mismatch(wanted, count) if stops is None else False
+        return self._mismatch(wanted, count) if stops is None else processor.has_had_its_turn
 
     def _mismatch(self, wanted: int, count: int) -> bool:
         """The target changed the phase before the count was at its end."""

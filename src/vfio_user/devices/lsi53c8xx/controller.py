@@ -101,6 +101,9 @@ class Lsi53c8xx(PciDevice):
         self.bus = ScsiBus(self._make_targets(targets or {}, disks, cdroms))
         registers = self.registers
         ram = bytearray() if self._ram_bar is None else self._ram()
+        header = self.function.header
+        self._bars, self._first_bar = header.stored_values, type(header).layout.registers["bars"].slot
+        self._located: list[int] = []
         self._memory = ChipMemory(self.dma, registers, ram)
         self._interrupt_unit = InterruptUnit(registers, self._set_line)
         self._core = ScsiCore(self.bus, changed=self._bus_changed, disconnected=self._bus_freed)
@@ -115,6 +118,7 @@ class Lsi53c8xx(PciDevice):
         self._timers = ChipTimers(
             registers, call_later=self.call_later, clock=self._now, expired=self.processor.interrupt_scsi
         )
+        self._scid_slot, self._stime0_slot = self.processor.slot("scid"), self.processor.slot("stime0")
         self.processor.on_wait = self._processor_waits
         self.processor.on_select = self._nobody_there
         self._bind()
@@ -183,10 +187,13 @@ class Lsi53c8xx(PciDevice):
             self.lower_interrupt()
 
     def _locate(self) -> None:
-        """The driver's system may have moved the BARs."""
-        address = self.function.bar_address
-        self._memory.locate(address(1), 0 if self._ram_bar is None else address(self._ram_bar))
-        self._core.own_id = int(self.registers.scid.enc)
+        """The driver's system may have moved the BARs, at any time; so this is done before each slice."""
+        bars = self._bars[self._first_bar : self._first_bar + 6]
+        if bars != self._located:
+            self._located = bars
+            address = self.function.bar_address
+            self._memory.locate(address(1), 0 if self._ram_bar is None else address(self._ram_bar))
+        self._core.own_id = self.registers.stored_values[self._scid_slot] & 0x0F
 
     def _bus_changed(self) -> None:
         self.processor.went_on()
@@ -198,12 +205,8 @@ class Lsi53c8xx(PciDevice):
         return self.loop.clock()
 
     def _processor_waits(self, what: Waiting) -> None:
-        if self.registers.stored_values[self._stime0_slot]:
+        if self.registers.stored_values[self._stime0_slot] & 0xF0:
             self._timers.watch_handshake(waits=what.is_handshake)
-
-    @property
-    def _stime0_slot(self) -> int:
-        return self.processor.slot("stime0")
 
     def _nobody_there(self) -> None:
         # At once, rather than after the quarter of a second in STIME0; and, as SeaBIOS expects, even if that is 0.
@@ -231,14 +234,13 @@ class Lsi53c8xx(PciDevice):
 
     @_hooks.on_write("istat0")
     def _istat0_written(self, new: int, old: int) -> None:
-        registers = self.registers
         if new & 0x40:
             if not old & 0x40:
                 self._software_reset()
             return
         if new & 0x80 and not old & 0x80:
             self.processor.interrupt_dma(DmaInterrupt.ABORTED)
-        if old & 0x04 and not registers.istat0.intf:
+        if new & 0x04:
             self._interrupt_unit.update()
         if new & 0x20 and self.processor.waiting is Waiting.RESELECT:
             self.processor.wake()
@@ -253,9 +255,9 @@ class Lsi53c8xx(PciDevice):
 
     @_hooks.on_read("ctest2")
     def _read_ctest2(self, stored: int) -> int:
-        istat0 = self.registers.istat0
-        if istat0.sigp:
-            istat0.sigp = 0
+        values, istat0 = self.registers.stored_values, self.processor.slot("istat0")
+        if values[istat0] & 0x20:
+            values[istat0] &= ~0x20
             return stored | 0x40
         return stored
 

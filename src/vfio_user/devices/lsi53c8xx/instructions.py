@@ -40,6 +40,9 @@ _SFBR = 0x08
 _SIGP = 0x20
 _TARGET_MODE = 0x01
 
+#: Registers of 32 bits without effects, that programs load and store all the time.
+_PLAIN_WORDS = ("dsa", "temp", "scratcha", "scratchb", "scratch")
+
 #: Bytes a memory move carries at a time, and what that costs of a slice.
 _PIECE = 1 << 16
 _BYTES_PER_INSTRUCTION = 4096
@@ -154,7 +157,7 @@ def _register_move(processor: ScriptsProcessor, instruction: RegisterMove) -> Ex
 
         return register_to_sfbr
 
-    def move(_second: int) -> None:
+    def move(_second: int) -> bool | None:
         if needs_register:
             operand = read(register, 1)
         else:
@@ -162,8 +165,9 @@ def _register_move(processor: ScriptsProcessor, instruction: RegisterMove) -> Ex
         result = combine(operand, values[sfbr] if use_sfbr else data)
         if to_sfbr:
             values[sfbr] = result
-        else:
-            write(register, 1, result)
+            return None
+        write(register, 1, result)
+        return processor.must_stop
 
     return move
 
@@ -219,6 +223,9 @@ def _load_store(processor: ScriptsProcessor, instruction: LoadStore) -> Execute:
     )
     lowest = register & 3
     selector = drs if relative else processor.slot("mmrs" if is_load else "mmws")
+    plain = _plain_word(processor, register) if count == 4 else None
+    if plain is not None:
+        return _plain_load_store(processor, instruction, plain, selector)
 
     def load_store(second: int) -> bool | None:
         address = values[dsa] + sign_extend(second) & _WORD if relative else second
@@ -235,9 +242,44 @@ def _load_store(processor: ScriptsProcessor, instruction: LoadStore) -> Execute:
                 _write_register(processor, register + index, byte)
         else:
             memory.write(address, bytes(read(register + index, 1) for index in range(count)))
-        return None
+        return processor.must_stop
 
     return load_store
+
+
+def _plain_word(processor: ScriptsProcessor, offset: int) -> int | None:
+    """The slot of the register at an offset, if it is one of 32 bits in which nothing but its value matters."""
+    for name in _PLAIN_WORDS:
+        register = type(processor.registers).layout.registers[name]
+        index, rest = divmod(offset - register.offset, 4)
+        if 0 <= index < register.elements and not rest:
+            return processor.slot(name) + index
+    return None
+
+
+def _plain_load_store(processor: ScriptsProcessor, instruction: LoadStore, slot: int, selector: int) -> Execute:
+    """The same for a plain register: what programs do most, so with the fewest steps."""
+    values, memory, ram = processor.values, processor.memory, processor.memory.ram_words
+    dsa, size = processor.slot("dsa"), len(memory.ram)
+    relative = instruction.relative
+
+    def load(second: int) -> bool | None:
+        address = values[dsa] + sign_extend(second) & _WORD if relative else second
+        if address & 3:
+            return processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
+        address |= values[selector] << 32
+        offset = address - memory.ram_base
+        values[slot] = ram[offset >> 2] if 0 <= offset < size else memory.read_word(address)
+        return None
+
+    def store(second: int) -> bool | None:
+        address = values[dsa] + sign_extend(second) & _WORD if relative else second
+        if address & 3:
+            return processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
+        memory.write_word(address | values[selector] << 32, values[slot])
+        return None
+
+    return load if instruction.is_load else store
 
 
 def _write_register(processor: ScriptsProcessor, register: int, byte: int) -> None:
@@ -269,7 +311,7 @@ def _memory_move(processor: ScriptsProcessor, instruction: MemoryMove) -> Execut
         for done in range(0, count, _PIECE):
             length = min(_PIECE, count - done)
             memory.write(destination + done, memory.read(source + done, length))
-        return None
+        return processor.must_stop or processor.has_had_its_turn
 
     return move
 

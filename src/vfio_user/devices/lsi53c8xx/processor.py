@@ -69,6 +69,7 @@ class ScriptsProcessor:
         waiting: what it waits for.
         carry: the carry of its arithmetic.
         charge: instructions' worth of time the present slice has used besides: bytes moved.
+        must_stop: the slice is to end, an instruction having changed how to run.
         on_wait: told what it begins to wait for, and that it has ended.
         is_selecting: it has selected an id nobody has.
         on_select: told so.
@@ -101,7 +102,7 @@ class ScriptsProcessor:
         self._locate = locate
         self._is_scheduled = False
         self._in_slice = False
-        self._must_stop = False
+        self.must_stop = False
         self._slots = {name: register.slot for name, register in type(registers).layout.registers.items()}
         self._decoded: dict[int, Execute] = {}
         self._dsp, self._dsps, self._dbc = self.slot("dsp"), self.slot("dsps"), self.slot("dbc")
@@ -127,7 +128,7 @@ class ScriptsProcessor:
     def stop(self) -> None:
         """Stops it, after the present instruction."""
         self.is_running = False
-        self._must_stop = True
+        self.must_stop = True
         self._set_waiting(Waiting.NOTHING)
 
     def interrupt_dma(self, cause: DmaInterrupt) -> bool:
@@ -155,7 +156,12 @@ class ScriptsProcessor:
 
     def break_slice(self) -> None:
         """Ends the present slice after the present instruction: how to run has changed."""
-        self._must_stop = True
+        self.must_stop = True
+
+    @property
+    def has_had_its_turn(self) -> bool:
+        """The present slice has moved as many bytes as one may."""
+        return self.charge > SLICE
 
     # ---- What the bus does, as the registers show it ----
 
@@ -270,7 +276,7 @@ class ScriptsProcessor:
 
     def _run_slice(self) -> None:
         self._in_slice = True
-        self._must_stop = False
+        self.must_stop = False
         self.charge = 0
         self._locate()
         try:
@@ -308,7 +314,7 @@ class ScriptsProcessor:
             execute = decoded.get(first)
             if execute is None:
                 execute = self._decode(first)
-            if execute(second) or self._must_stop or self.charge > SLICE:
+            if execute(second):
                 return
 
     def _step(self) -> None:
@@ -333,7 +339,7 @@ class ScriptsProcessor:
             self.on_wait(Waiting.NOTHING)
         if not stopped and self.values[self._dcntl] & _SINGLE_STEP:
             return self.interrupt_dma(DmaInterrupt.SINGLE_STEP)
-        return stopped or self._must_stop
+        return stopped or self.must_stop
 
     def _decode(self, word: int) -> Execute:
         """The function of a first word, made when it is first met."""
