@@ -452,3 +452,26 @@ def test_the_next_client_begins_anew(raw: Raw) -> None:
     raw.send(Command.DMA_MAP, _map(size=8192))
     assert raw.outcome("version.once") is Outcome.PASSED
     assert raw.outcome("dma_map.apart") is Outcome.PASSED
+
+
+def test_mappings_change_in_the_order_of_commands_not_of_replies(raw: Raw) -> None:
+    """QEMU takes a range back, and maps another in its place, without waiting."""
+    raw.agree()
+    unmap = struct.pack("<IIQQ", 24, 0, 0, 4096)
+    raw.put(
+        command_header(1, 2, 32)
+        + _PAGE_MAP
+        + command_header(2, 3, 24)
+        + unmap
+        + command_header(3, 2, 32)
+        + _map(size=8192)
+    )
+    assert raw.outcome("dma_map.apart") is Outcome.PASSED
+    assert raw.outcome("dma_unmap.exact") is Outcome.PASSED
+
+
+def test_a_refused_command_changes_no_mapping(raw: Raw) -> None:
+    raw.agree()
+    raw.send(Command.DMA_MAP, _map(flags=0x13))  # refused: it may come again
+    raw.send(Command.DMA_MAP, _map(size=8192))
+    assert raw.outcome("dma_map.apart") is Outcome.PASSED

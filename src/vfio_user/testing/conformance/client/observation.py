@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Iterable
 
 from vfio_user.errors import RemoteProtocolError
-from vfio_user.protocol.constants import Command, DeviceFlags, DmaMapFlags, HeaderFlags, IrqSetFlags
+from vfio_user.protocol.constants import Command, DeviceFlags, DmaMapFlags, DmaUnmapFlags, HeaderFlags, IrqSetFlags
 from vfio_user.protocol.device import DeviceInfoRequest
 from vfio_user.protocol.dirty_pages import DirtyPages
 from vfio_user.protocol.dma import DmaMap, DmaRead, DmaReadReply, DmaUnmap, DmaWrite, DmaWriteReply
@@ -82,8 +82,8 @@ class Observation:
         self._waiting: set[int] = set()
         self._room: dict[int, int] = {}
         self._mapped: dict[int, tuple[int, int, int]] = {}
-        self._maps: dict[int, DmaMap] = {}
-        self._unmaps: dict[int, DmaUnmap] = {}
+        #: By the id of a command that changes mappings: what puts them back if it is refused.
+        self._undo: dict[int, Callable[[], object]] = {}
         self._asked: dict[int, tuple[int, bytes]] = {}
 
     def results(self, rules: Iterable[Check] = RULES) -> list[Result]:
@@ -125,17 +125,10 @@ class Observation:
             # What the script made of it may make no sense; then the client has nothing to keep to.
             with contextlib.suppress(RemoteProtocolError):
                 self._offer = Capabilities.parse(VersionMessage.decode(payload).capabilities)
-        elif header.command == Command.DMA_MAP:
-            mapping = self._maps.pop(header.message_id, None)
-            if mapping is not None and not is_error:
-                self._mapped[mapping.iova] = (mapping.size, mapping.fd_offset, int(mapping.flags))
-        elif header.command == Command.DMA_UNMAP:
-            unmap = self._unmaps.pop(header.message_id, None)
-            if unmap is not None and not is_error:
-                if unmap.size:
-                    self._mapped.pop(unmap.iova, None)
-                else:
-                    self._mapped.clear()
+        elif header.command in (Command.DMA_MAP, Command.DMA_UNMAP):
+            undo = self._undo.pop(header.message_id, None)
+            if undo is not None and is_error:
+                undo()
         elif header.command == Command.DEVICE_GET_REGION_INFO and not is_error and len(payload) >= 12:
             self._room[int.from_bytes(payload[8:12], "little")] = int.from_bytes(payload[:4], "little")
 
@@ -269,21 +262,23 @@ class Observation:
         self.see("dma_map.apart", same or not clash, where)
         number, limit = len(self._mapped) + (not same), self._offer.max_dma_maps
         self.see("dma_map.how-many", number <= limit, f"{number}; {limit} may be")
-        self._maps[header.message_id] = request
-        if header.no_reply:
+        if not clash:
+            # A client need not wait for the reply: commands are carried out in their order.
             self._mapped[request.iova] = (request.size, request.fd_offset, flags)
+            self._undo[header.message_id] = lambda: self._mapped.pop(request.iova, None)
 
     def _dma_unmap(self, header: Header, payload: bytes, _fds: int) -> None:
         if not self._decodes("dma_unmap.form", lambda: DmaUnmap.decode(payload)):
             return
         request = DmaUnmap.decode(payload)
-        is_mapped = request.iova in self._mapped and self._mapped[request.iova][0] == request.size
-        # One that waits for its reply counts: QEMU sends several without waiting.
-        is_waiting = any((other.iova, other.size) == (request.iova, request.size) for other in self._maps.values())
+        before = self._mapped
+        is_mapped = request.iova in before and before[request.iova][0] == request.size
+        is_all = request.flags == DmaUnmapFlags.ALL
         where = f"[{request.iova:#x}, {request.iova + request.size:#x})"
-        is_all = int(request.flags) == 2
-        self.see("dma_unmap.exact", is_all or is_mapped or is_waiting, where)
-        self._unmaps[header.message_id] = request
+        self.see("dma_unmap.exact", is_all or is_mapped, where)
+        if is_all or is_mapped:
+            self._mapped = {} if is_all else {iova: rest for iova, rest in before.items() if iova != request.iova}
+            self._undo[header.message_id] = lambda: self._mapped.update(before)
 
     def _access(self, rule: str, access: RegionAccess, *, writes: bool) -> None:
         count = self._device.num_regions
