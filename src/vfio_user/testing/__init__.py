@@ -3,6 +3,7 @@
 ==============  ===================================================================================
 ``in_process``  ``DeviceUnderTest``: a device, a client, a clock; no socket, no virtual machine
 ``plugin``      the fixtures ``vfio_device`` and ``vfio_client``, found by pytest itself
+``conformance`` whether a server, or a client, keeps to the protocol
 ``leaks``       which file descriptors were opened and not closed
 ==============  ===================================================================================
 """

@@ -3,10 +3,10 @@
 ::
 
     # when             what
-    REGION_READ#3      late 1.5        the third one is answered after a second and a half
-    DEVICE_GET_INFO    error EINVAL    every one is refused
+    REGION_READ#3      late 1.5
+    DEVICE_GET_INFO    error EINVAL
     DMA_*              silent
-    *#20               close-at 7      of the twentieth command's reply, 7 bytes go, then the connection
+    *#20               close-at 7
 
 ``MISBEHAVIOURS`` lists what there is. Commands are counted by the name the line has: ``REGION_READ#3`` is the third
 REGION_READ, ``*#20`` the twentieth command.
