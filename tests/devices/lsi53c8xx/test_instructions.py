@@ -29,8 +29,10 @@ def test_an_interrupt_on_the_fly_goes_on(board: Board) -> None:
     board.script.interrupt(1)
     assert board.run() == SIR
     assert board.istat & 0x04
+    assert board.device.interrupts.intx_level
     board.registers.write(0x14, 1, 0x04)
     assert not board.istat & 0x04
+    assert not board.device.interrupts.intx_level
 
 
 def test_jumps_calls_and_returns(board: Board) -> None:

@@ -240,7 +240,7 @@ class Lsi53c8xx(PciDevice):
             return
         if new & 0x80 and not old & 0x80:
             self.processor.interrupt_dma(DmaInterrupt.ABORTED)
-        if new & 0x04:
+        if old & ~new & 0x04:
             self._interrupt_unit.update()
         if new & 0x20 and self.processor.waiting is Waiting.RESELECT:
             self.processor.wake()
