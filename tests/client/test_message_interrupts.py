@@ -161,3 +161,45 @@ def test_msi_with_a_short_address() -> None:
         function.set_master()
         device.raise_interrupt()
         assert vector.wait(1) == 1
+
+
+@pytest.mark.parametrize("address_64", [False, True])
+def test_msi_vectors_that_are_masked_one_by_one(address_64: bool) -> None:
+    class Masking(PciDevice):
+        vendor_id, device_id, class_code = 0x1234, 0x5678, 0xFF0000
+        msi = Msi(vectors=4, address_64=address_64, per_vector_masking=True)
+
+    card = Masking()
+    with DeviceUnderTest(card) as under_test:
+        function = under_test.function
+        function.set_master()
+        msi = function.msi
+        assert msi is not None
+        assert msi.has_masks
+        msi.enable()
+        msi.mask(1)
+        msi.mask(3)
+        assert [msi.is_masked(vector) for vector in range(4)] == [False, True, False, True]
+        card.raise_interrupt(1)
+        card.raise_interrupt(1)
+        card.raise_interrupt(2)
+        assert [msi[vector].poll() for vector in range(4)] == [0, 0, 1, 0]
+        # What is pending, the function says if it wants to.
+        assert card.function.msi is not None
+        card.function.msi.set_pending(1, True)
+        assert [msi.is_pending(vector) for vector in range(4)] == [False, True, False, False]
+        msi.unmask(1)
+        msi.unmask(3)
+        assert [msi[vector].poll() for vector in range(4)] == [0, 1, 0, 0]
+        assert not any(msi.is_masked(vector) for vector in range(4))
+        with pytest.raises(IndexError, match="MSI vector 4 of 4"):
+            msi.mask(4)
+
+
+def test_msi_vectors_that_cannot_be_masked(function: PciFunction) -> None:
+    msi = function.msi
+    assert msi is not None
+    assert not msi.has_masks
+    for call in (msi.mask, msi.unmask, msi.is_masked, msi.is_pending):
+        with pytest.raises(StateError, match="cannot mask single MSI vectors: its capability has no mask bits"):
+            call(0)

@@ -5,6 +5,7 @@
 ``device``          ``VfioUserClient``: a method for each command
 ``live_migration``  ``migrate``: moves a running device from one server to another
 ``migration``       ``Migration``: the states, the data and the dirty pages that takes
+``aio``             ``AsyncClient``: the same for asyncio
 ``connection``      ``Connection``: messages, replies, time limits, the server's own commands
 ==================  ==================================================================================
 
@@ -16,6 +17,7 @@ from vfio_user.client.config_space import ConfigSpace, FoundCapability
 from vfio_user.client.connection import Connection
 from vfio_user.client.device import VfioUserClient
 from vfio_user.client.guest_memory import DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
+from vfio_user.client.io_fds import IoFds
 from vfio_user.client.irq import Irq, IrqVector
 from vfio_user.client.live_migration import LiveMigration, MigrationLimits, MigrationReport, migrate
 from vfio_user.client.message_interrupts import Msi, MsiX
@@ -34,6 +36,7 @@ __all__ = [
     "GuestAddressSpace",
     "GuestMapping",
     "GuestMemory",
+    "IoFds",
     "Irq",
     "IrqVector",
     "LiveMigration",

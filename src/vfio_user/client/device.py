@@ -21,6 +21,7 @@ from vfio_user.client import exchanges
 from vfio_user.client.connection import Connection
 from vfio_user.client.dirty_bitmap import DirtyBitmap
 from vfio_user.client.guest_memory import PAGE_SIZE, DmaBuffer, GuestAddressSpace, GuestMapping, GuestMemory
+from vfio_user.client.io_fds import IoFds
 from vfio_user.client.irq import Irq
 from vfio_user.client.migration import Migration, find_migration
 from vfio_user.client.negotiation import OFFER
@@ -201,6 +202,14 @@ class VfioUserClient:
                 close_fds([] if fd is None else [fd])
             region = self._regions[index] = DeviceRegion(self, info, areas)
         return region
+
+    def io_fds(self, index: int) -> IoFds:
+        """DEVICE_GET_REGION_IO_FDS: what of a region can be accessed without messages; nothing, with most devices.
+
+        Ownership: the caller's to close.
+        """
+        found, fds = self._run(exchanges.region_io_fds(index, self._max_fds))
+        return IoFds(found, fds, self.region(index), self.connection.timeout)
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """REGION_READ of any number of bytes, in as many messages as the server's limit makes them."""

@@ -22,6 +22,7 @@ from vfio_user.protocol.dma import DmaMap, DmaUnmap
 from vfio_user.protocol.framing import close_fds
 from vfio_user.protocol.irq import IrqInfo, IrqInfoRequest, SetIrqs
 from vfio_user.protocol.region import ACCESS, RegionInfo, RegionInfoRequest
+from vfio_user.protocol.region_io_fds import RegionIoFds, RegionIoFdsRequest
 
 __all__ = [
     "Ask",
@@ -33,6 +34,7 @@ __all__ = [
     "irq_info",
     "irq_name",
     "region_info",
+    "region_io_fds",
     "region_read",
     "region_write",
     "reset",
@@ -137,6 +139,35 @@ def region_write(index: int, offset: int, data: bytes | bytearray | memoryview, 
         payload = ACCESS.pack(offset + start, index, len(chunk)) + chunk
         what = describe_access("REGION_WRITE", index, offset + start, len(chunk))
         yield Ask(Command.REGION_WRITE, payload, max_payload=len(payload), request=what)
+
+
+def region_io_fds(index: int, max_fds: int) -> Exchange[tuple[RegionIoFds, list[int]]]:
+    """DEVICE_GET_REGION_IO_FDS, asked again with the room its entries need.
+
+    Returns:
+        The entries, and the descriptors they count: the caller's to close.
+    """
+    what = f"DEVICE_GET_REGION_IO_FDS of {region_name(index)}"
+    argsz = RegionIoFdsRequest(index).argsz
+    for _ in range(2):
+        payload = RegionIoFdsRequest(index, argsz).encode()
+        reply = yield Ask(Command.DEVICE_GET_REGION_IO_FDS, payload, max_payload=argsz, max_fds=max_fds, request=what)
+        try:
+            found = RegionIoFds.decode(reply.payload)
+            if found.index != index:
+                raise RemoteProtocolError(f"{what} was answered for {region_name(found.index)}")
+            if found.argsz > _MAX_REGION_INFO:
+                raise RemoteProtocolError(
+                    f"{what}: the reply says argsz {found.argsz}; entries of up to {_MAX_REGION_INFO} bytes are taken"
+                )
+        except RemoteProtocolError:
+            close_fds(reply.fds)
+            raise
+        if found.argsz <= argsz:
+            return found, reply.fds
+        close_fds(reply.fds)
+        argsz = found.argsz
+    raise RemoteProtocolError(f"{what}: with the room it asked for, the server now asks for {argsz} bytes")
 
 
 def irq_info(index: int) -> Exchange[IrqInfo]:

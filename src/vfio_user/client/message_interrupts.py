@@ -108,6 +108,53 @@ class Msi(_MessageInterrupts):
         self.registers.control.enable = 0
         self.irq.disable()
 
+    @property
+    def has_masks(self) -> bool:
+        """Single vectors can be masked."""
+        return bool(self.registers.control.per_vector_masking)
+
+    def mask(self, vector: int) -> None:
+        """Masks a vector: it fires when it is unmasked.
+
+        Raises:
+            StateError: the function's vectors cannot be masked one by one.
+            IndexError: there is no such vector.
+        """
+        self._masks = self._masks | self._bit(vector)
+
+    def unmask(self, vector: int) -> None:
+        """Unmasks a vector; it fires if it is pending. Raises as ``mask`` does."""
+        self._masks = self._masks & ~self._bit(vector)
+
+    def is_masked(self, vector: int) -> bool:
+        """Software masked that vector. Raises as ``mask`` does."""
+        return bool(self._masks & self._bit(vector))
+
+    def is_pending(self, vector: int) -> bool:
+        """It is masked, and has fired since, says the function. Raises as ``mask`` does."""
+        registers = self.registers
+        pending = registers.pending_64 if registers.control.address_64 else registers.pending_32
+        return bool(pending & self._bit(vector))
+
+    @property
+    def _masks(self) -> int:
+        registers = self.registers
+        return int(registers.mask_64 if registers.control.address_64 else registers.mask_32)
+
+    @_masks.setter
+    def _masks(self, masks: int) -> None:
+        if self.registers.control.address_64:
+            self.registers.mask_64 = masks
+        else:
+            self.registers.mask_32 = masks
+
+    def _bit(self, vector: int) -> int:
+        if not self.has_masks:
+            raise StateError("the function cannot mask single MSI vectors: its capability has no mask bits")
+        if not 0 <= vector < self.count:
+            raise IndexError(f"MSI vector {vector} of {self.count}: vectors count from 0")
+        return 1 << vector
+
 
 class MsiX(_MessageInterrupts):
     """MSI-X, with its table.
