@@ -210,8 +210,6 @@ class Nvme(PciDevice):
 
     @bar0.on_write("doorbells")
     def _doorbell(self, index: int, value: int) -> None:
-        if not self.bar0.csts & 1:
-            return
         qid = index >> 1
         if index & 1:
             completions = self.completion_queues.get(qid)
@@ -241,6 +239,8 @@ class Nvme(PciDevice):
         self._fetch_soon(queue)
 
     def _bad_doorbell(self, event: ErrorEvent, qid: int) -> None:
+        if not self.bar0.csts.rdy or self.bar0.csts.cfs:  # there are no queues, and nobody is to be told
+            return
         self.health.add_error(sqid=qid, cid=0xFFFF, parameter_error_location=0xFFFF)
         self.events.post(AsyncEventType.ERROR, event, LogPage.ERROR_INFORMATION)
 
@@ -248,7 +248,7 @@ class Nvme(PciDevice):
         """The host has taken completions: there is room for more."""
         if queue.ready:
             self.flush_soon(queue)
-        if not self.function.msix_enabled:
+        if self.interrupts.intx_level:
             self.vectors.update_pin()
 
     # Life.
@@ -339,9 +339,7 @@ class Nvme(PciDevice):
         """The controller cannot go on: CSTS.CFS, until it is reset. Spec: 9.5."""
         log.error("nvme %s: controller fatal status: %s", self.serial, why)
         self.bar0.csts.cfs = 1
-        self._rung.clear()
-        self._dirty.clear()
-        self._stalled.clear()
+        self.abandon()
 
     def feature_changed(self, feature: Feature) -> None:
         """The host has set a feature."""
@@ -454,8 +452,6 @@ class Nvme(PciDevice):
     def _work(self) -> None:
         """One turn; see the module."""
         self._is_scheduled = False
-        if self.bar0.csts.cfs:
-            return
         try:
             rung, self._rung = self._rung, []
             for queue in rung:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from vfio_user.hardware.nvme.features import Feature
+from vfio_user.protocol.constants import IrqIndex
 
 if TYPE_CHECKING:
     from vfio_user.devices.nvme.controller import Nvme
@@ -45,7 +46,7 @@ class Vectors:
             return
         coalescing = self._controller.features.value(Feature.INTERRUPT_COALESCING)
         if coalescing < 0x100 or queue.qid == 0 or vector in self._controller.features.vectors_alone:
-            self._controller.raise_interrupt(vector)
+            self._controller.interrupts.trigger(IrqIndex.MSIX, vector)
             return
         collected = self._collected.get(vector, 0) + count
         self._collected[vector] = collected
