@@ -32,10 +32,11 @@ from vfio_user.hardware.scsi.codes import (
 )
 from vfio_user.hardware.scsi.sense import FieldPointer, Sense
 
-__all__ = ["LogicalUnit", "command", "failed", "illegal", "invalid_field", "invalid_parameter"]
+__all__ = ["Handler", "LogicalUnit", "command", "failed", "illegal", "invalid_field", "invalid_parameter"]
 
 _log = logging.getLogger(__name__)
 
+#: A method of a unit that carries a command out.
 Handler = Callable[[Any, Task, Command], "bytes | bytearray | Steps | None"]
 _H = TypeVar("_H", bound=Handler)
 
@@ -100,6 +101,7 @@ class LogicalUnit:
     Attributes:
         device_type: what kind of device.
         commands: what carries out what: by operation code and service action.
+        operation_codes: those of the commands, whatever their service actions.
         workers: as given; an adapter that has some sets it before it starts a task.
         autosense: sense data goes with the status, and is not kept for REQUEST SENSE.
         siblings: the LUNs of its target; the target's to set.
@@ -107,6 +109,7 @@ class LogicalUnit:
 
     device_type: ClassVar[DeviceType] = DeviceType.NONE
     commands: ClassVar[Mapping[tuple[int, int | None], Handler]] = {}
+    operation_codes: ClassVar[frozenset[int]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -116,6 +119,7 @@ class LogicalUnit:
                 for key in getattr(method, "scsi_commands", ()):
                     table[key] = method
         cls.commands = table
+        cls.operation_codes = frozenset(code for code, _ in table)
 
     def __init__(self, *, workers: WorkQueue | None = None) -> None:
         self.workers = workers
@@ -235,10 +239,10 @@ class LogicalUnit:
 
     def _carry_out(self, task: Task, *, checked: bool) -> Steps:
         """The steps of a task: what every command has to pass, then its own."""
-        cdb = self._decode(task)
+        handler, cdb = self._decode(task)
         if not checked:
             self.admit(task, cdb)
-        result = self.commands[Command.key(task.cdb)](self, task, cdb)
+        result = handler(self, task, cdb)
         if not isinstance(result, bytes | bytearray | None):
             return (yield from result)
         if result is not None:
@@ -247,24 +251,20 @@ class LogicalUnit:
             yield DataIn(result)
         return None
 
-    def _decode(self, task: Task) -> Command:
+    def _decode(self, task: Task) -> tuple[Handler, Command]:
         cdb = task.cdb
         key = Command.key(cdb)
-        if not cdb or not self.supports(key[0]):
+        if not cdb or key[0] not in self.operation_codes:
             raise illegal(AdditionalSense.INVALID_OPERATION_CODE, FieldPointer(0))
-        if key not in self.commands:
+        handler = self.commands.get(key)
+        if handler is None:
             raise illegal(AdditionalSense.INVALID_FIELD_IN_CDB, FieldPointer(1, 4))
         if len(cdb) < cdb_length(cdb[0]):
             raise illegal(AdditionalSense.INVALID_FIELD_IN_CDB, FieldPointer(len(cdb)))
         decoded = Command(cdb)
         if decoded.naca:
             raise invalid_field(decoded, "naca")
-        return decoded
-
-    @classmethod
-    def supports(cls, operation_code: int) -> bool:
-        """Whether there is a command of that operation code, with whatever service action."""
-        return any(code == operation_code for code, _ in cls.commands)
+        return handler, decoded
 
     def admit(self, task: Task, cdb: Command) -> None:
         """Lets a command pass, or raises; override to add what else may stand in its way.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfio_user.devices.scsi.logical_unit import illegal
+from vfio_user.devices.scsi.logical_unit import Handler, illegal
 from vfio_user.devices.scsi.primary import PrimaryUnit
 from vfio_user.devices.scsi.task import Task
 from vfio_user.hardware.scsi.cdb import Command
@@ -24,7 +24,7 @@ class MissingUnit(PrimaryUnit):
         if cdb.operation_code not in _ANSWERED:
             raise illegal(AdditionalSense.LOGICAL_UNIT_NOT_SUPPORTED)
 
-    def _decode(self, task: Task) -> Command:
+    def _decode(self, task: Task) -> tuple[Handler, Command]:
         if not task.cdb or task.cdb[0] not in _ANSWERED:
             raise illegal(AdditionalSense.LOGICAL_UNIT_NOT_SUPPORTED)
         return super()._decode(task)

@@ -112,7 +112,7 @@ class PrimaryUnit(LogicalUnit):
         if cdb.reporting_options > 3:
             raise invalid_field(cdb, "reporting_options")
         code, action = cdb.requested_code, cdb.requested_action
-        with_actions = Command.has_service_actions(code) and self.supports(code)
+        with_actions = Command.has_service_actions(code) and code in self.operation_codes
         if cdb.reporting_options == 1 and with_actions:
             raise illegal(AdditionalSense.INVALID_FIELD_IN_CDB, FieldPointer(2, 2))
         if cdb.reporting_options == 2 and not with_actions:

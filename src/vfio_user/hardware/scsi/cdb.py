@@ -157,17 +157,18 @@ _WITH_ACTIONS = {code for code, action in LAYOUTS if action is not None}
 
 
 class Command:
-    """A CDB with its layout: fields are attributes, ``command.lba``.
+    """A CDB with its layout: fields are attributes, ``command.lba``. Bytes that are not there count as zero.
 
     Raises:
         KeyError: there is no such command.
     """
 
-    __slots__ = ("cdb", "layout")
+    __slots__ = ("_cdb", "_plans", "layout")
 
     def __init__(self, cdb: bytes) -> None:
-        self.cdb = cdb
         self.layout = LAYOUTS[self.key(cdb)]
+        self._plans = self.layout.plans
+        self._cdb = cdb.ljust(self.layout.length, b"\0")
 
     @staticmethod
     def key(cdb: bytes) -> tuple[int, int | None]:
@@ -181,12 +182,14 @@ class Command:
         return operation_code in _WITH_ACTIONS
 
     def __getattr__(self, name: str) -> int:
-        if name not in self.layout.fields:
-            raise AttributeError(f"a CDB {self.cdb.hex(' ')} has no field {name!r}")
-        return self.layout.get(self.cdb, name)
+        plan = self._plans.get(name)
+        if plan is None:
+            raise AttributeError(f"a CDB {self._cdb.hex(' ')} has no field {name!r}")
+        first, end, shift, mask = plan
+        return int.from_bytes(self._cdb[first:end], "big") >> shift & mask
 
     def __contains__(self, name: str) -> bool:
-        return name in self.layout.fields
+        return name in self._plans
 
     def pointer(self, name: str) -> FieldPointer:
         """Points at a field, for sense data."""

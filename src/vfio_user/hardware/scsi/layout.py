@@ -58,13 +58,14 @@ class Layout:
         for name, field in self.fields.items():
             if field.end > length or field.shift < 0:
                 raise ValueError(f"field {name} ends in byte {field.end - 1} of a structure of {length}")
-        self._plans = {
+        #: First byte, end, shift and mask of each field.
+        self.plans: Mapping[str, tuple[int, int, int, int]] = {
             name: (field.byte, field.end, field.shift, (1 << field.width) - 1) for name, field in self.fields.items()
         }
 
     def get(self, data: bytes | bytearray | memoryview, name: str) -> int:
         """Reads a field; bytes that are not there count as zero."""
-        first, end, shift, mask = self._plans[name]
+        first, end, shift, mask = self.plans[name]
         part = data[first:end]
         value = int.from_bytes(part, "big") << 8 * (end - first - len(part))
         return value >> shift & mask
@@ -75,7 +76,7 @@ class Layout:
         Raises:
             ValueError: it does not fit.
         """
-        first, end, shift, mask = self._plans[name]
+        first, end, shift, mask = self.plans[name]
         if isinstance(value, str):
             text = value.encode("ascii").ljust(end - first)
             if len(text) != end - first:
@@ -102,7 +103,7 @@ class Layout:
         """Which bits belong to a field."""
         data = bytearray(self.length)
         for name in self.fields:
-            self.put(data, name, self._plans[name][3])
+            self.put(data, name, self.plans[name][3])
         return bytes(data)
 
     def pointer(self, name: str, *, offset: int | None = None) -> FieldPointer:
