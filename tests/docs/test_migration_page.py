@@ -7,5 +7,5 @@ from tests.support.doc_examples import DOCS, examples, run_all
 
 def test_the_examples_run() -> None:
     page = list(examples(DOCS / "migration.md"))
-    assert len(page) == 4
+    assert len(page) == 5
     run_all(page)
