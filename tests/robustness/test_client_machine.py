@@ -43,7 +43,7 @@ from vfio_user.transport.memory import memory_pair
 
 #: Steps each of the two tests takes, at least; with those of the server's machine there are 10,000.
 STEPS = 2_000
-PER_EXAMPLE = 100
+PER_EXAMPLE = 50
 
 #: Seconds a server has that will not answer, and one that will, on a busy machine.
 SHORT, LONG = 0.01, 20.0
@@ -415,7 +415,7 @@ class OverASocket(ClientMachine):
 def test_any_answers(machine: type[ClientMachine]) -> None:
     machine.steps = 0
     how = settings(
-        max_examples=STEPS // PER_EXAMPLE * 11 // 10,
+        max_examples=STEPS // PER_EXAMPLE * 3 // 2,
         stateful_step_count=PER_EXAMPLE,
         deadline=None,
         derandomize=True,
