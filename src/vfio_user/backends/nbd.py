@@ -101,11 +101,11 @@ class NbdBackend(Backend):
         return nbd
 
     def _disconnect(self) -> None:
-        for nbd in self._connections:
+        # The last reference to a connection closes it: there is no method for that.
+        self._idle = LifoQueue()
+        while self._connections:
             with contextlib.suppress(self._nbd.Error):  # it may have gone already
-                nbd.shutdown()
-            nbd.close()
-        self._connections.clear()
+                self._connections.pop().shutdown()
 
     @contextlib.contextmanager
     def _connection(self, what: str) -> Iterator[Any]:
