@@ -1,0 +1,142 @@
+"""Disk images; that one is a row of bytes is tested with all backends."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfio_user.backends import FileBackend
+from vfio_user.backends import file as module
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"\xff" * SIZE)
+    return path
+
+
+def space(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_what_is_written_is_in_the_file(image: Path) -> None:
+    with FileBackend(image) as disk:
+        disk.write(1000, [b"some", bytearray(b" "), memoryview(b"bytes")])
+        disk.flush()
+    assert image.read_bytes()[990:1020] == b"\xff" * 10 + b"some bytes" + b"\xff" * 10
+
+
+def test_a_discard_makes_a_hole(image: Path) -> None:
+    with FileBackend(image) as disk:
+        disk.discard(SIZE // 2, SIZE // 4)
+        assert space(image) == SIZE - SIZE // 4
+        disk.zero(0, SIZE // 4)
+        assert space(image) == SIZE // 2
+
+
+def test_zeroes_that_keep_their_space(image: Path) -> None:
+    with FileBackend(image) as disk:
+        disk.zero(0, SIZE, may_deallocate=False)
+    assert image.read_bytes() == bytes(SIZE)
+    assert space(image) == SIZE
+
+
+@pytest.mark.parametrize("may_deallocate", [True, False])
+def test_file_systems_that_can_do_less(image: Path, monkeypatch: pytest.MonkeyPatch, may_deallocate: bool) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "punch_hole", lambda *_: asked.append("hole"))
+    monkeypatch.setattr(module, "zero_range", lambda *_: asked.append("zeroes"))
+    with FileBackend(image) as disk:
+        for _ in range(2):
+            disk.zero(512, SIZE - 1024, may_deallocate=may_deallocate)
+    assert image.read_bytes() == b"\xff" * 512 + bytes(SIZE - 1024) + b"\xff" * 512
+    assert asked == (["hole", "zeroes"] if may_deallocate else ["zeroes"])  # once is enough to know
+
+
+def test_a_transfer_in_pieces(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may move less than it was asked to."""
+
+    def first_bytes(views: Any, most: int = 700) -> list[memoryview]:
+        some = []
+        for view in views:
+            some.append(memoryview(view)[:most])
+            most -= len(some[-1])
+        return some
+
+    preadv, pwritev = os.preadv, os.pwritev
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, first_bytes(views), offset))
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset: pwritev(fd, first_bytes(views), offset))
+    data = os.urandom(5000)
+    with FileBackend(image) as disk:
+        disk.write(100, [data[:1], b"", data[1:4000], data[4000:]])
+        target = bytearray(5000)
+        disk.read(100, [memoryview(target)[:999], memoryview(target)[999:999], memoryview(target)[999:]])
+    assert target == data
+    assert image.read_bytes()[100:5100] == data
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_an_image_that_is_truncated_meanwhile(image: Path, direct: bool) -> None:
+    with FileBackend(image, direct=direct) as disk:
+        os.truncate(image, 8192)
+        target = memoryview(bytearray(4096))
+        disk.read(4096, [target])
+        for offset in (4097, SIZE - 4096):
+            with pytest.raises(OSError, match="truncated while it was in use") as failed:
+                disk.read(offset, [target])
+            assert failed.value.errno == errno.EIO
+
+
+def test_errors_are_those_of_the_system(image: Path) -> None:
+    with FileBackend(image) as disk:
+        os.close(disk._fd)
+        disk._fd = os.open(image, os.O_RDONLY)
+        with pytest.raises(OSError, match="Bad file") as failed:
+            disk.write(0, [b"x"])
+        assert failed.value.errno == errno.EBADF
+
+
+def test_unaligned_neighbours_written_directly_at_once(image: Path) -> None:
+    """Each reads the block it changes a part of: none may undo what another did."""
+    with FileBackend(image, direct=True) as disk:
+        assert disk.block_size == mmap.PAGESIZE
+
+        def write(at: int) -> None:
+            for _ in range(20):
+                disk.write(at * 64, [bytes([at]) * 64])
+
+        threads = [threading.Thread(target=write, args=(at,)) for at in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert image.read_bytes()[:512] == b"".join(bytes([at]) * 64 for at in range(8))
+
+
+def test_aligned_memory_is_not_copied(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FileBackend(image, direct=True) as disk, mmap.mmap(-1, 8192) as pages:
+        monkeypatch.setattr(disk, "_read_bounced", None)
+        monkeypatch.setattr(disk, "_write_bounced", None)
+        pages[:] = os.urandom(8192)
+        with memoryview(pages) as memory:
+            disk.write(4096, [memory])
+            disk.read(8192, [memory[:4096]])
+        assert pages[:4096] == pages[4096:]
+
+
+def test_what_is_no_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="neither a file nor a block device"):
+        FileBackend("/dev/null")
+    with pytest.raises(IsADirectoryError):
+        FileBackend(tmp_path, read_only=True)
+    with pytest.raises(FileNotFoundError):
+        FileBackend(tmp_path / "missing.img")
