@@ -9,6 +9,7 @@ import pytest
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
 from vfio_user.backends import open_backend
 from vfio_user.devices.nvme import DoorbellMode, Nvme
+from vfio_user.devices.nvme.polled import PolledNvme
 from vfio_user.drivers.nvme import NvmeDriver
 from vfio_user.errors import InvalidAccess, StateError
 from vfio_user.hardware.nvme.entries import SubmissionEntry
@@ -443,3 +444,18 @@ def test_a_device_that_is_stopped_has_no_writes_under_way() -> None:
         nvme.device.release()
         nvme.device.on_state(MigrationState.STOP, MigrationState.RUNNING)
         assert [completion.status for completion in nvme.queue.wait(cids)] == [0, 0]
+
+
+def test_the_pin_of_the_controller_whose_doorbells_are_polled() -> None:
+    # Its queues are kept by other dictionaries than those the base class begins with.
+    device = PolledNvme(image="memory:1M")
+    try:
+        with DeviceUnderTest(device) as under_test:
+            nvme = NvmeDriver(under_test.function, vectors=0)
+            under_test.function.enable_intx()
+            nvme.admin_queue.submit(SubmissionEntry(0xFF))
+            under_test.advance(0.1)
+            assert device.interrupts.intx_level
+    finally:
+        device.close()
+        device.loop.close()

@@ -150,7 +150,7 @@ class Nvme(PciDevice):
         self.health = Health()
         self.data = DataPointers(self.dma)
         self.jobs = Jobs(self.watch, self._job_ended, self._jobs_idle, threads)
-        self.vectors = Vectors(self, self.completion_queues.values)
+        self.vectors = Vectors(self)
         self.features = Features(self)
         self.firmware = Firmware(self, "1.0")
         self.self_test = SelfTest(self)

@@ -5,7 +5,6 @@ Spec: NVMe over PCIe Transport 3.5; features 08h and 09h of Base 5.26.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from vfio_user.hardware.nvme.features import Feature
@@ -27,12 +26,10 @@ class Vectors:
 
     Args:
         controller: whose.
-        queues: gives its completion queues.
     """
 
-    def __init__(self, controller: Nvme, queues: Callable[[], Iterable[CompletionQueue]]) -> None:
+    def __init__(self, controller: Nvme) -> None:
         self._controller = controller
-        self._queues = queues
         self._collected: dict[int, int] = {}
         self._timers: dict[int, Timer] = {}
 
@@ -62,7 +59,7 @@ class Vectors:
         if controller.function.msix_enabled:
             return
         pending = 0
-        for queue in self._queues():
+        for queue in self._controller.completion_queues.values():
             if queue.vector is not None and not queue.is_empty:
                 pending |= 1 << queue.vector
         if pending & ~controller.bar0.intms:
@@ -80,7 +77,7 @@ class Vectors:
     def restart(self) -> None:
         """A state was loaded: what may have been collected is fired."""
         self.reset()
-        for queue in self._queues():
+        for queue in self._controller.completion_queues.values():
             if queue.vector is not None and not queue.is_empty and self._controller.function.msix_enabled:
                 self._controller.raise_interrupt(queue.vector)
         self.update_pin()
