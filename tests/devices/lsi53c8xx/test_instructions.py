@@ -237,11 +237,16 @@ def test_memory_moves(board: Board) -> None:
     script.memory_move(60, TABLE + 1, DATA + 5)
     script.memory_move(4, TABLE + 8, REGISTERS + SCRATCHA)
     script.memory_move(4, REGISTERS + SCRATCHA, RAM + 0x40)
+    # Linux tries memory with this register, which keeps its value.
+    board.registers.temp = 0x5555_AAAA
+    script.memory_move(4, REGISTERS + TEMP, DATA + 0x60)
     script.interrupt(1)
     assert board.run() == SIR
     assert board.read(DATA + 5, 60) == bytes(range(1, 61))
     assert board.registers.scratcha == 0x0B0A_0908
     assert board.device.region(2).read(0x40, 4) == 0x0B0A_0908
+    assert board.registers.temp == 0x5555_AAAA
+    assert board.read(DATA + 0x60, 4) == bytes.fromhex("aaaa5555")
 
 
 @pytest.mark.parametrize(("count", "source"), [(0, TABLE), (4, TABLE + 1)])

@@ -292,7 +292,7 @@ def _write_register(processor: ScriptsProcessor, register: int, byte: int) -> No
 
 def _memory_move(processor: ScriptsProcessor, instruction: MemoryMove) -> Execute:
     values, memory = processor.values, processor.memory
-    dsp, temp = processor.slot("dsp"), processor.slot("temp")
+    dsp = processor.slot("dsp")
     count = instruction.count
 
     def move(source: int) -> bool | None:
@@ -302,7 +302,6 @@ def _memory_move(processor: ScriptsProcessor, instruction: MemoryMove) -> Execut
             read_high, write_high = values[processor.slot("mmrs")] << 32, values[processor.slot("mmws")] << 32
         destination = memory.read_word(fetch_high | values[dsp] & ~3)
         values[dsp] = values[dsp] + 4 & _WORD
-        values[temp] = destination
         if not count or (source ^ destination) & 3:
             return processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
         processor.charge += count // _BYTES_PER_INSTRUCTION
