@@ -236,10 +236,8 @@ def test_v_prints_messages_and_suggest_what_was_missed(folder: Path) -> None:
 def test_unknown_device(run: Run) -> None:
     outcome = run("serve", "edo")
     assert (outcome.status, outcome.stdout) == (2, "")
-    assert outcome.stderr == (
-        "vfio-user: there is no device 'edo'; did you mean 'edu'? Known here: edu, gpio-pci-idio-16. "
-        "A class of your own is given as file.py:Class or module:Class\n"
-    )
+    assert outcome.stderr.startswith("vfio-user: there is no device 'edo'; did you mean 'edu'? Known here: edu, gpio-")
+    assert outcome.stderr.endswith(". A class of your own is given as file.py:Class or module:Class\n")
 
 
 def test_unknown_option(run: Run) -> None:
