@@ -128,6 +128,9 @@ def test_configuration(initiator: Initiator, drive: CdRom) -> None:
     data = initiator.good(configuration())
     assert struct.unpack_from(">IHH", data) == (len(data) - 4, 0, 0x08)
     assert features(data) == {0: 1, 1: 1, 2: 1, 3: 1, 0x10: 1, 0x1D: 1, 0x1E: 1, 0x1F: 0}
+    # 2048 bytes a block, one block at a time; a tray that can be locked, and opened.
+    assert bytes.fromhex("0010 01 08 00000800 0001 00 00") in data
+    assert bytes.fromhex("0003 0b 04 39 000000") in data
     assert set(features(initiator.good(configuration(first=0x10)))) == {0x10, 0x1D, 0x1E, 0x1F}
     assert set(features(initiator.good(configuration(kind=1, first=0x1E)))) == {0x1E}
     assert set(features(initiator.good(configuration(kind=2, first=0x1F)))) == {0x1F}

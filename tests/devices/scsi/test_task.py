@@ -246,6 +246,7 @@ def test_a_task_that_is_dropped_is_not_heard_of() -> None:
     run.task.drop()
     jobs.step()
     assert (run.heard, run.finished, run.task.phase, run.task.status) == ([], 0, BUSY, None)
+    assert run.task.remaining == 0
     assert bytes(run.task.read(1)) == b""
 
 

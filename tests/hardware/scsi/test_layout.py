@@ -45,6 +45,11 @@ def test_a_field_outside(place: tuple[int, int, int]) -> None:
         Layout(8, x=place)
 
 
+def test_a_bit_that_is_none() -> None:
+    with pytest.raises(ValueError, match="field x begins at bit 8"):
+        Layout(8, x=(0, 8))
+
+
 def test_pointers() -> None:
     assert LAYOUT.pointer("text") == FieldPointer(4)
     assert LAYOUT.pointer("flag") == FieldPointer(0, 6)

@@ -56,6 +56,8 @@ class Layout:
         self.length = length
         self.fields: Mapping[str, Field] = {name: Field(*place) for name, place in fields.items()}
         for name, field in self.fields.items():
+            if not 0 <= field.bit <= 7:
+                raise ValueError(f"field {name} begins at bit {field.bit}: bits of a byte are 7 to 0")
             if field.end > length or field.shift < 0:
                 raise ValueError(f"field {name} ends in byte {field.end - 1} of a structure of {length}")
         #: First byte, end, shift and mask of each field.
