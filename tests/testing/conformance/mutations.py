@@ -287,8 +287,9 @@ _MULTI, _FEATURE, _MIG_READ, _MIG_WRITE = (
     of(number)
     for number in (Command.REGION_WRITE_MULTI, Command.DEVICE_FEATURE, Command.MIG_DATA_READ, Command.MIG_DATA_WRITE)
 )
-_VERSION, _RESET, _IO_FDS = (
-    of(number) for number in (Command.VERSION, Command.DEVICE_RESET, Command.DEVICE_GET_REGION_IO_FDS)
+_VERSION, _RESET, _IO_FDS, _DIRTY = (
+    of(number)
+    for number in (Command.VERSION, Command.DEVICE_RESET, Command.DEVICE_GET_REGION_IO_FDS, Command.DIRTY_PAGES)
 )
 
 
@@ -408,6 +409,43 @@ def _cut_second_saving(wire: MutantWire, exchange: Exchange) -> None:
         wire.state["savings"] = wire.state.get("savings", 0) + 1
     if exchange.command == Command.MIG_DATA_READ and not exchange.is_error and wire.state.get("savings", 0) > 1:
         exchange.payload = struct.pack("<II", 8, 0)
+
+
+def _device_state_is(value: int) -> Mutation:
+    """The migration region's device_state reads so."""
+
+    def apply(exchange: Exchange) -> None:
+        if exchange.request[16:32] == struct.pack("<QII", 0, 9, 4):
+            exchange.payload = exchange.payload[:16] + struct.pack("<I", value)
+
+    return on_success(f"device_state reads {value}", apply, _READ)
+
+
+def _register_is(offset: int, value: int | Callable[[int, int], int]) -> Mutation:
+    """A register of the migration region reads so; a function gets how often it was read, and what it is."""
+
+    def reply(wire: MutantWire, exchange: Exchange) -> None:
+        if exchange.command == Command.REGION_READ and exchange.request[16:32] == struct.pack("<QII", offset, 9, 8):
+            count = wire.state["reads"] = wire.state.get("reads", 0) + 1
+            if not exchange.is_error:
+                (old,) = struct.unpack_from("<Q", exchange.payload, 16)
+                new = value(count, old) if callable(value) else value
+                exchange.payload = exchange.payload[:16] + struct.pack("<Q", new)
+
+    return Mutation(f"register {offset} reads {value}", reply=reply)
+
+
+def _no_type(exchange: Exchange) -> None:
+    exchange.payload = exchange.payload[:-8] + struct.pack("<II", 3, 2)
+
+
+def _ends_early(wire: MutantWire, exchange: Exchange) -> None:
+    """The second saving has nothing to say."""
+    is_pending = exchange.request[16:32] == struct.pack("<QII", 8, 9, 8)
+    if exchange.command == Command.REGION_WRITE and exchange.request[32:] == struct.pack("<I", 4):
+        wire.state["resumed"] = 1
+    if is_pending and wire.state.get("resumed") and not exchange.is_error:
+        exchange.payload = exchange.payload[:16] + bytes(8)
 
 
 _SET_HEADER = [resized(4, _SET), fails(_SET)]
@@ -632,6 +670,7 @@ RULES: list[tuple[str, list[Mutation]]] = [
     ("reset.no-reply", [ANSWERS_POSTED]),
     ("reset.goes-on", [counting(_third_word, _INFO), fails(_RESET)]),
     ("reset.keeps-mappings", [refused_request(lambda e, _: e.command == Command.DMA_UNMAP)]),
+    ("reset.keeps-eventfds", [fabricated(lambda e, count: e.command == _FIRE and count == 0)]),
     ("reset.resets-command", [claims(Command.DEVICE_RESET)]),
     ("reset.*", [fails(_RESET), resized(4, _RESET)]),
     ("feature.probe*", [fails(_FEATURE), _echo(Command.DEVICE_FEATURE), resized(4, _FEATURE)]),
@@ -654,6 +693,21 @@ RULES: list[tuple[str, list[Mutation]]] = [
     ("migration.REGION_READ-in-STOP", [fails(_READ)]),
     ("migration.STOP_COPY-to-PRE_COPY", [ACCEPTS, WRONG_ERRNO, _state_is(6)]),
     ("migration.*-to-*", [fails(_FEATURE), _echo(Command.DEVICE_FEATURE), _state_is(0)]),
+    (
+        "migration_region.type",
+        [patch(4, "<I", 1, _REGION), on_success("another type", _no_type, _REGION), fails(_REGION)],
+    ),
+    ("migration_region.runs-at-first", [_device_state_is(0)]),
+    ("migration_region.pending_bytes", [_register_is(8, lambda count, old: old - count)]),
+    ("migration_region.data_offset", [_register_is(16, 16), _register_is(24, 1 << 40)]),
+    ("migration_region.save", [_register_is(8, 77)]),
+    ("migration_region.round-trip", [Mutation("ends early", reply=_ends_early)]),
+    ("migration_region.RUNNING-to-RUNNING", [_device_state_is(6), fails(_WRITE)]),
+    ("migration_region.*-to-*", [_device_state_is(6), fails(_WRITE), claims(Command.REGION_WRITE, 16)]),
+    ("dirty_pages.start-and-stop", [fails(_DIRTY), resized(4, _DIRTY)]),
+    ("dirty_pages.bitmap", [fails(_DIRTY), resized(8, _DIRTY), patch(8, "<Q", 0, _DIRTY)]),
+    ("dirty_pages.bitmap-clears", [patch(40, "<Q", 1, _DIRTY)]),
+    ("dirty_pages.bitmap-room", [fails(_DIRTY), resized(8, _DIRTY), patch(0, "<I", 40, _DIRTY)]),
     ("mig_data.read", [fails(_MIG_READ), patch(4, "<I", 9000, _MIG_READ), patch(0, "<I", 0, _MIG_READ)]),
     ("mig_data.read-to-the-end", [on_success("no end", _never_ends, _MIG_READ)]),
     ("mig_data.read-nothing", [fails(_MIG_READ), patch(4, "<I", 1, _MIG_READ)]),
@@ -679,6 +733,6 @@ def mutations_of(check: Check) -> list[Mutation]:
         wrong = [WRONG_ERRNO] if -1 not in check.errnos else [NO_ERRNO]
         return [ACCEPTS, *wrong]
     for pattern, mutations in RULES:
-        if fnmatch.fnmatchcase(check.name, pattern):
+        if mutations and fnmatch.fnmatchcase(check.name, pattern):
             return mutations
     raise LookupError(f"no mutation is known that breaks {check.name}: enter one in RULES")

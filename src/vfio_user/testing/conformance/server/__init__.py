@@ -6,6 +6,7 @@ from vfio_user.testing.conformance.server.feature import DIRTY, FEATURE
 from vfio_user.testing.conformance.server.header import HEADER
 from vfio_user.testing.conformance.server.info import INFO, IRQ_INFO, RESET
 from vfio_user.testing.conformance.server.migration import DATA, STATES
+from vfio_user.testing.conformance.server.migration_region import DIRTY_PAGES, MIGRATION_REGION
 from vfio_user.testing.conformance.server.region_info import IO_FDS, REGION_INFO
 from vfio_user.testing.conformance.server.region_read import READ
 from vfio_user.testing.conformance.server.region_write import WRITE
@@ -19,7 +20,7 @@ __all__ = ["CHECKS", "FAMILIES"]
 #: In the order of a report.
 FAMILIES = (
     *(HEADER, STREAM, VERSION, INFO, REGION_INFO, IO_FDS, IRQ_INFO, SET_IRQS, MAP, UNMAP, READ, WRITE, MULTI),
-    *(RESET, FEATURE, DIRTY, STATES, DATA),
+    *(RESET, FEATURE, DIRTY, STATES, DATA, MIGRATION_REGION, DIRTY_PAGES),
 )
 
 CHECKS: tuple[Check, ...] = tuple(check for family in FAMILIES for check in family.checks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import struct
 
 from vfio_user.protocol.constants import Command, DeviceFlags, HeaderFlags, IrqIndex, RegionIndex
@@ -293,6 +294,22 @@ def _(bench: Bench) -> str:
     if message.is_error:
         raise Unmet(f"then DMA_UNMAP got {message}")
     return "it could be unmapped"
+
+
+@RESET.check("keeps-eventfds", "eventfds of interrupts stay connected", risk=Risk.RESET, clause=_QEMU)
+def _(bench: Bench) -> str:
+    irq = bench.facts.vectors()
+    (fd,) = bench.eventfds(1)
+    bench.succeeds(Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x24, irq.index, 0, 1), fds=[fd])
+    _reset(bench)
+    bench.succeeds(Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x21, irq.index, 0, 1))
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    has_fired = bool(poll.poll(min(bench.peer.timeout, 0.5) * 1000))
+    bench.ask(Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x21, irq.index, 0, 0))
+    if not has_fired:
+        raise Unmet("the vector does not fire its eventfd any more")
+    return "the vector fires its eventfd still"
 
 
 @RESET.check("resets-command", "the command register is 0 again", risk=Risk.RESET, clause="PCI 3.0, 6.2.2")
