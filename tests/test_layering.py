@@ -126,6 +126,7 @@ TESTED_WITH = {
     "testing/conformance/server/test_header.py": "testing/conformance/test_proofs.py",
     "testing/conformance/server/test_info.py": "testing/conformance/test_proofs.py",
     "testing/conformance/server/test_migration.py": "testing/conformance/test_proofs.py",
+    "testing/conformance/server/test_migration_region.py": "testing/conformance/test_proofs.py",
     "testing/conformance/server/test_region_info.py": "testing/conformance/test_proofs.py",
     "testing/conformance/server/test_region_read.py": "testing/conformance/test_proofs.py",
     "testing/conformance/server/test_region_write.py": "testing/conformance/test_proofs.py",
