@@ -133,7 +133,8 @@ def test_interrupted_twice(sockets: list[str], run: Command, monkeypatch: pytest
 
     monkeypatch.setattr(_ProgressBar, "show", interrupt)
     monkeypatch.setattr(LiveMigration, "_run_source", interrupt_again)
-    assert run("migrate", *sockets).status == 130
+    outcome = run("migrate", *sockets)
+    assert (outcome.status, outcome.stderr) == (130, f"vfio-user: interrupted; the device at {sockets[0]} runs on\n")
     assert (read(sockets[0]), read(sockets[1])) == (5, 0)
 
 

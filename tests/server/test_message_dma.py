@@ -10,7 +10,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from vfio_user.server.device import Device
 from vfio_user.server.loop import EventLoop
 from vfio_user.server.message_dma import MAX_DEPTH, MAX_TRANSFER, ClientMemory
 from vfio_user.server.server import Server
+from vfio_user.server.session import Session
 from vfio_user.testing.in_process import DeviceUnderTest
 from vfio_user.testing.leaks import leaked_since, open_files
+from vfio_user.transport.memory import memory_pair
 
 RAM = 0x10_0000
 RAM_SIZE = 0x100_0000
@@ -992,3 +994,41 @@ def test_a_session_that_ends_before_the_twin_is_used(engine: Engine, tmp_path: P
         for fd in client.negotiate(TWIN).fds:
             os.close(fd)
     assert not leaked_since(before)
+
+
+def test_what_was_received_while_held_writes_wait_for_dma_is_not_overwritten(engine: Engine) -> None:
+    # A posted write is held when the device's code has returned, and another command is received before it is carried
+    # out; carrying it out makes the device wait, and receive again.
+    ours, theirs = memory_pair()
+    engine.attach(EventLoop())
+    session = Session(engine, theirs)
+    engine.connected()
+    client = RawClient(ours, session.receive)
+    answers: list[Callable[[], None]] = []
+
+    def answer() -> bool:
+        if answers:
+            answers.pop(0)()
+            return True
+        return False
+
+    def hold_a_write() -> None:
+        asked_for = asked(client, Command.DMA_READ, RAM, 16)
+        start(client, READ, RAM + 32)
+        give(client, asked_for, bytes(16))
+
+    session.on_wait = answer
+    with contextlib.closing(client), contextlib.closing(session):
+        client.negotiate()
+        assert client.map_memory(RAM, RAM_SIZE, None) == 0
+        answers.append(hold_a_write)
+        answers.append(lambda: give(client, asked(client, Command.DMA_READ, RAM + 32, 16), b"0123456789abcdef"))
+        engine.put_off(RAM, False)
+        number = client.command(Command.REGION_READ, ACCESS.pack(PLAIN, 0, 4))
+        assert session.receive()
+        reply = client.receive()
+        assert (reply.header.message_id, reply.header.command) == (number, Command.REGION_READ)
+    engine.detach()
+    # The client waits for its register, so that one is read while the write waits.
+    assert engine.done == [("read", RAM, 16), ("get", PLAIN), ("read", RAM + 32, 16)]
+    assert engine.data == b"0123456789abcdef"
