@@ -44,7 +44,12 @@ class Bench:
 
 @contextmanager
 def bench(
-    *, real_time: bool = False, backend: Backend | None = None, vectors: int = 2, **options: Any
+    *,
+    real_time: bool = False,
+    backend: Backend | None = None,
+    vectors: int = 2,
+    share_memory: bool = True,
+    **options: Any,
 ) -> Iterator[Bench]:
     """A controller on the bench, with the options given; or with namespace 1 on a backend of ours."""
     if backend is not None:
@@ -55,7 +60,7 @@ def bench(
     if backend is not None:
         device.add_namespace(backend)
     try:
-        with DeviceUnderTest(device, real_time=real_time) as under_test:
+        with DeviceUnderTest(device, real_time=real_time, share_memory=share_memory) as under_test:
             yield Bench(device, under_test, vectors=vectors)
     finally:
         device.close()
@@ -63,7 +68,7 @@ def bench(
 
 
 class PatientBackend(Backend):
-    """Memory whose transfers block until ``let_go``; ``begun`` counts those that have begun.
+    """Memory whose transfers block until ``let_go``, or again after ``hold``; ``begun`` counts those that have begun.
 
     Attributes:
         fails: raised by all transfers, instead.
@@ -81,6 +86,9 @@ class PatientBackend(Backend):
 
     def let_go(self) -> None:
         self._go.set()
+
+    def hold(self) -> None:
+        self._go.clear()
 
     def _wait(self) -> None:
         self.begun.release()

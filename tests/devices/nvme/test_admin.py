@@ -237,6 +237,52 @@ def test_no_io_while_a_namespace_is_formatted() -> None:
         assert nvme.status(E(NvmOpcode.READ, nsid=1), data=bytes(512)) == Status.SUCCESS
 
 
+def test_a_namespace_goes_when_what_has_begun_there_has_ended() -> None:
+    backend = PatientBackend(2 << 20, patient=False)
+    with bench(real_time=True, image="") as nvme:
+        driver, admin = nvme.driver, nvme.driver.admin_queue
+        nvme.device.namespaces._pool = backend
+        page = IdentifyNamespace(nsze=256, ncap=256).pack()
+        for nsid in (1, 2):
+            driver.admin(E(A.NAMESPACE_MANAGEMENT), data=page)
+            driver.admin(E(A.NAMESPACE_ATTACHMENT, nsid=nsid), data=controller_list([1]))
+        backend.hold()
+        write = E(NvmOpcode.WRITE, prp1=nvme.buffer(b"\1" * 512))
+        writes = nvme.queue.submit(write._replace(nsid=1), write._replace(nsid=2))
+        deletion = admin.submit(E(A.NAMESPACE_MANAGEMENT, nsid=ALL, cdw10=1))
+        nvme.under_test.settle()
+        assert admin.poll() == []
+        assert nvme.status(E(NvmOpcode.READ, nsid=1)) == Status.INVALID_FIELD
+        assert unpack_namespace_list(driver.identify(Cns.ALLOCATED_NAMESPACE_LIST)) == [1, 2]
+        backend.let_go()
+        assert admin.wait(deletion)[0].status == 0
+        assert [completion.status for completion in nvme.queue.poll()] == [0, 0]
+        assert len(writes) == 2
+        assert unpack_namespace_list(driver.identify(Cns.ALLOCATED_NAMESPACE_LIST)) == []
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_format_of_all_namespaces_waits_for_what_has_begun_in_each(reset: bool) -> None:
+    first, second = PatientBackend(), PatientBackend(patient=False)
+    with bench(real_time=True, backend=first) as nvme:
+        nvme.device.add_namespace(second)
+        second.memory[:512] = b"\2" * 512
+        nvme.queue.submit(E(NvmOpcode.WRITE, nsid=1, prp1=nvme.buffer(b"\1" * 512)))
+        cids = nvme.driver.admin_queue.submit(E(A.FORMAT_NVM, nsid=ALL))
+        nvme.under_test.settle()
+        assert second.memory[0] == 2
+        if reset:
+            nvme.driver.registers.cc = 0
+        first.let_go()
+        if reset:
+            nvme.under_test.wait_until(lambda: not nvme.device.bar0.csts.rdy)
+            assert (first.memory[0], second.memory[0]) == (1, 2)
+            assert not any(namespace.formatting for namespace in nvme.device.namespaces)
+        else:
+            assert nvme.driver.admin_queue.wait(cids)[0].status == 0
+            assert (first.memory[0], second.memory[0]) == (0, 0)
+
+
 # Firmware.
 
 

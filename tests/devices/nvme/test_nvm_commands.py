@@ -184,6 +184,16 @@ def test_an_sgl_with_a_bit_bucket_and_two_segments(nvme: Bench) -> None:
     assert nvme.device.dma.read(target, 3 * BLOCK + 2) == b"\0" + data[BLOCK:] + b"\0"
 
 
+@pytest.mark.parametrize("image", ["memory", "file"])
+def test_memory_that_is_not_shared(image: str, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    with bench(real_time=True, share_memory=False, image="memory:1M" if image == "memory" else str(path)) as nvme:
+        data = os.urandom(300 * BLOCK)
+        nvme.driver.write(nvme.queue, 3, data)
+        assert nvme.driver.read(nvme.queue, 3, 300) == data
+
+
 # Backends that fail, or take their time.
 
 

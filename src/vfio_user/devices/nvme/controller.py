@@ -579,4 +579,11 @@ class Nvme(PciDevice):
         for queue in list(self.submission_queues.values()):
             self.flush_soon(queue.completions)
             self._fetch_soon(queue)
+        csts = self.bar0.csts
+        if csts.shst == ShutdownStatus.OCCURRING:
+            self._shut_down()
+        if not self.submission_queues and not csts.cfs:  # a reset was to end with the last write, which has ended
+            csts.rdy = 0
+            if self.bar0.cc.en:
+                self._enable()
         self.vectors.restart()

@@ -97,11 +97,18 @@ class Management:
                 # Its blocks were given to the device as they are: they are not the host's to throw away.
                 raise CommandFailed(Status.OPERATION_DENIED, location=4)
         for namespace in targets:
-            self._detach_now(namespace.nsid)
-            namespaces.remove(namespace.nsid)
-        return 0
+            namespace.attached = False
 
-    def _attachment(self, command: Command) -> int:
+        def remove() -> int:
+            for namespace in targets:
+                if namespaces.get(namespace.nsid) is namespace:
+                    namespaces.remove(namespace.nsid)
+            return 0
+
+        # What has begun there must not end in a namespace that is made in the same place.
+        return self._when_quiet(command, targets, remove)
+
+    def _attachment(self, command: Command) -> int | None:
         select = command.entry.cdw10 & 0xF
         if select not in (_ATTACH, _DETACH):
             raise CommandFailed(Status.INVALID_FIELD, location=40)
@@ -119,13 +126,35 @@ class Management:
         else:
             if not namespace.attached:
                 raise CommandFailed(Status.NAMESPACE_NOT_ATTACHED)
-            self._detach_now(namespace.nsid)
+            namespace.attached = False
+            return self._when_quiet(command, [namespace], lambda: 0)
         return 0
 
-    def _detach_now(self, nsid: int) -> None:
-        """From now on there is no I/O; what has begun ends before the next command that works alone."""
-        namespace = self._controller.namespaces.existing(nsid)
-        namespace.attached = False
+    def _when_quiet(self, command: Command, targets: list[Namespace], finish: Callable[[], int]) -> int | None:
+        """Ends a command with ``finish`` when what has begun in some namespaces has ended; no more begins there."""
+        if not targets:
+            return finish()
+        *others, last = targets
+
+        def end() -> None:
+            self._controller.jobs.start(command, _nothing, lambda _: finish(), gate=last.gate, alone=True, blocks=False)
+
+        command.queue.in_flight[command.entry.cid] = command
+        self._quieten(others, end)
+        return None
+
+    def _quieten(self, targets: list[Namespace], then: Callable[[], None]) -> None:
+        """Calls ``then`` when what has begun in some namespaces, one after the other, has ended."""
+        if not targets:
+            then()
+            return
+        first, *others = targets
+
+        def go_on(_: object) -> int:
+            self._quieten(others, then)
+            return 0
+
+        self._controller.jobs.start(None, _nothing, go_on, gate=first.gate, alone=True, blocks=False)
 
     def _format(self, command: Command) -> int | None:
         entry, namespaces = command.entry, self._controller.namespaces
@@ -161,21 +190,32 @@ class Management:
                     namespace.set_format(lba_format)
             return 0
 
-        # I/O that began before ends first; of several namespaces, that of the first: none is to be expected then.
-        blocks = any(namespace.backend.flush_blocks for namespace in targets)
-        self._controller.jobs.start(
-            command,
-            work,
-            finish,
-            gate=targets[0].gate,
-            alone=True,
-            blocks=blocks,
-            write=True,
-            ended=lambda: _unlock(targets),
-        )
+        *others, last = targets
+
+        def begin() -> None:
+            if command.cancelled:  # there was a reset: the host will not expect its data to go now
+                _unlock(targets)
+                return
+            self._controller.jobs.start(
+                command,
+                work,
+                finish,
+                gate=last.gate,
+                alone=True,
+                blocks=any(namespace.backend.flush_blocks for namespace in targets),
+                write=True,
+                ended=lambda: _unlock(targets),
+            )
+
+        command.queue.in_flight[command.entry.cid] = command
+        self._quieten(others, begin)
         return None
 
 
 def _unlock(targets: list[Namespace]) -> None:
     for namespace in targets:
         namespace.formatting = False
+
+
+def _nothing() -> None:
+    """Waiting was all there was to do."""
