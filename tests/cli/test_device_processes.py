@@ -39,6 +39,8 @@ def test_each_device_has_a_process_and_a_socket_that_listens_already() -> None:
                 agree(connection)
         pids, folder = [child.process.pid for child in children], Path(children[0].plug.socket).parent
     assert not folder.exists()
+    # They ended by themselves, having been told.
+    assert [child.process.exit_code for child in children] == [0, 0]
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

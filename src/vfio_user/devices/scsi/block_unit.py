@@ -67,6 +67,7 @@ class BlockUnit(ReservableUnit):
         workers: where work that may block is done.
 
     Attributes:
+        block_sizes: those a block can have, for a subclass to say.
         backend: the medium, in or out.
         is_present: it is in.
 
@@ -77,7 +78,7 @@ class BlockUnit(ReservableUnit):
     Ownership: the backend stays its owner's.
     """
 
-    block_sizes: ClassVar[tuple[int, ...]] = (512, 1024, 2048, 4096)
+    block_sizes: ClassVar[tuple[int, ...]] = ()
 
     def __init__(
         self,
