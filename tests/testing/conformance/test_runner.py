@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.testing.conformance.devices import Edu, Plain
 from vfio_user.errors import ConnectError
 from vfio_user.protocol.constants import Command
-from vfio_user.protocol.header import Header, reply_header
+from vfio_user.protocol.header import Header, command_header, reply_header
 from vfio_user.server.server import Server
 from vfio_user.testing.conformance import CHECKS, Outcome, Risk, Unmet, check_device, check_server, select
 from vfio_user.transport.address import FdAddress
@@ -60,11 +61,11 @@ def test_nobody_listens(tmp_path: Path) -> None:
 class Scripted:
     """A server that says VERSION, and to anything else what it is told: nothing, or that it is over."""
 
-    def __init__(self, path: Path, *, version: bool, hangs_up: bool = False) -> None:
+    def __init__(self, path: Path, *, version: bool, hangs_up: bool = False, floods: bytes = b"") -> None:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen(5)
-        self.version, self.hangs_up = version, hangs_up
+        self.version, self.hangs_up, self.floods = version, hangs_up, floods
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -80,6 +81,11 @@ class Scripted:
                     if header.command == Command.VERSION and self.version:
                         connection.sendall(reply_header(header.message_id, 1, 7) + b"\0\0\0\0{}\0")
                     elif self.hangs_up:
+                        break
+                    elif self.floods:
+                        with suppress(OSError):
+                            while True:
+                                connection.sendall(self.floods)
                         break
 
     def close(self) -> None:
@@ -104,6 +110,21 @@ def test_a_server_that_stops_answering_fails_each_check_in_its_time(tmp_path: Pa
     server.close()
     assert [result.outcome for result in report.results] == [Outcome.FAILED] * 3
     assert {result.seen[: len(seen)] for result in report.results} == {seen}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        reply_header(0xFFFF, Command.DEVICE_GET_INFO, 0),
+        command_header(1, Command.DMA_READ, 16, no_reply=True) + bytes(16),
+    ],
+    ids=["replies", "commands"],
+)
+def test_a_server_that_never_stops_talking_fails_each_check_in_its_time(tmp_path: Path, message: bytes) -> None:
+    server = Scripted(tmp_path / "s", version=True, floods=message * 50)
+    report = check_server(str(tmp_path / "s"), only=["info.size", "irq_info.argsz[[]MSI]"], timeout=0.05)
+    server.close()
+    assert {result.seen for result in report.results} == {"no end of other messages within 0.05 s"}
 
 
 def test_selection() -> None:

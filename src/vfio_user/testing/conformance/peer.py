@@ -140,8 +140,9 @@ class Peer:
                 raise Unmet("the server closed the connection") from exc
             if chunk is None:
                 self.is_out_of_step = True
-                raise Unmet("no reply" + (f" within {limit:g} s" if limit else ""))
+                raise Unmet("no reply" + (f" within {self.timeout:g} s" if self.timeout else ""))
             self._take(*chunk)
+            self._check_time(deadline)
         return self._came.popleft()
 
     def reply_to(self, number: int) -> Message:
@@ -150,10 +151,10 @@ class Peer:
         Raises:
             Unmet: as ``receive``.
         """
-        while True:
-            message = self.receive()
-            if message.header.message_id == number:
-                return message
+        deadline = time.monotonic() + self.timeout
+        while (message := self.receive(max(deadline - time.monotonic(), 0.0))).header.message_id != number:
+            self._check_time(deadline)
+        return message
 
     def ask(self, command: int, payload: bytes = b"", *, fds: Sequence[int] = ()) -> Message:
         """Sends a command, and waits for what answers it.
@@ -174,6 +175,13 @@ class Peer:
             if chunk is None:
                 return False
             close_fds(chunk[1])
+            self._check_time(deadline)
+
+    def _check_time(self, deadline: float) -> None:
+        """A server that never stops talking must not stop the clock. (One on this thread stops by itself.)"""
+        if self.timeout and not self._came and time.monotonic() > deadline:
+            self.is_out_of_step = True
+            raise Unmet(f"no end of other messages within {self.timeout:g} s")
 
     def _take(self, data: bytes, fds: list[int]) -> None:
         frames = self._frames
