@@ -422,7 +422,7 @@ static void load(pid_t pid, int opcode, int bytes, int depth, double seconds, ui
     static uint64_t place[MAX_DEPTH];
     static uint32_t samples[MAX_SAMPLES];
     uint64_t places = blocks / (bytes / 512), next = 0, ended = 0, taken = 0, begun = 0;
-    int64_t warm = now() + (fill ? 0 : INT64_C(200000000)), until = 0, first = 0, processor = 0, last = now();
+    int64_t warm = now() + (fill ? 0 : INT64_C(30000000)), until = 0, first = 0, processor = 0, last = now();
     int free_slots[MAX_DEPTH], free_count = depth, outstanding = 0;
 
     for (int slot = 0; slot < depth; slot++)
