@@ -1,11 +1,11 @@
 """What users need to test their own devices: a device and its client in one process, and a plugin for pytest.
 
-==============  ===================================================================================
-``in_process``  ``DeviceUnderTest``: a device, a client, a clock; no socket, no virtual machine
-``plugin``      the fixtures ``vfio_device`` and ``vfio_client``, found by pytest itself
-``conformance`` whether a server, or a client, keeps to the protocol
-``leaks``       which file descriptors were opened and not closed
-==============  ===================================================================================
+===============  ===================================================================================
+``in_process``   ``DeviceUnderTest``: a device, a client, a clock; no socket, no virtual machine
+``plugin``       the fixtures ``vfio_device`` and ``vfio_client``, found by pytest itself
+``conformance``  whether a server, or a client, keeps to the protocol
+``leaks``        which file descriptors were opened and not closed
+===============  ===================================================================================
 """
 
 from typing import TYPE_CHECKING
