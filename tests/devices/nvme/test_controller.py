@@ -9,6 +9,7 @@ import pytest
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
 from vfio_user.backends import open_backend
 from vfio_user.devices.nvme import DoorbellMode, Nvme
+from vfio_user.devices.nvme import shadow as shadow_module
 from vfio_user.devices.nvme.polled import PolledNvme
 from vfio_user.drivers.nvme import NvmeDriver
 from vfio_user.errors import InvalidAccess, StateError
@@ -195,9 +196,14 @@ def test_more_completions_than_a_queue_holds() -> None:
         queue._sq_head = queue._tail
         queue.submit(*[read(0, target)] * 10)
         nvme.under_test.settle()
-        assert len(queue.poll()) == 15
+        # And while those wait, no more are fetched.
+        queue._sq_head = queue._tail
+        queue.submit(*[read(0, target)] * 3)
         nvme.under_test.settle()
-        assert len(queue.poll()) == 10
+        assert len(nvme.device.submission_queues[1].ring) == 3
+        for count in (15, 13):
+            assert len(queue.poll()) == count
+            nvme.under_test.settle()
 
 
 def test_deleting_a_queue_waits_for_what_has_begun() -> None:
@@ -212,6 +218,9 @@ def test_deleting_a_queue_waits_for_what_has_begun() -> None:
         deletion = admin.submit(SubmissionEntry(AdminOpcode.DELETE_IO_SUBMISSION_QUEUE, cdw10=1))
         nvme.under_test.settle()
         assert admin.poll() == []
+        nvme.queue.submit(read(0, target))  # too late: nothing is fetched any more
+        nvme.under_test.settle()
+        assert len(nvme.device.submission_queues[1].ring) == 1
         backend.let_go()
         assert admin.wait(deletion)[0].status == 0
         statuses = [completion.status for completion in nvme.queue.wait(cids)]
@@ -318,6 +327,27 @@ def test_shadow_doorbells() -> None:
         assert dma.read_u32(event + 8) == 5  # it rests, and wants to be rung for the next
 
 
+def test_a_shadow_doorbell_written_while_the_controller_goes_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(doorbells=DoorbellMode.SHADOW) as nvme:
+        shadow, event = nvme.buffer(size=4096), nvme.buffer(size=4096)
+        entry = SubmissionEntry(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=shadow, prp2=event)
+        nvme.driver.admin_queue.execute(entry)
+        target, dma = nvme.buffer(size=BLOCK), nvme.device.dma
+
+        def write_another() -> None:
+            # The host has not seen the event index yet, so it does not ring.
+            if dma.read_u32(shadow + 8) == 1:
+                nvme.queue.put(read(0, target)._replace(cid=2))
+                dma.write_u32(shadow + 8, 2)
+
+        monkeypatch.setattr(shadow_module, "full_barrier", write_another)
+        nvme.queue.put(read(0, target)._replace(cid=1))
+        dma.write_u32(shadow + 8, 1)
+        nvme.queue.ring(1)
+        nvme.under_test.settle()
+        assert [completion.cid for completion in nvme.queue.poll()] == [1, 2]
+
+
 def test_shadow_doorbells_that_cannot_be() -> None:
     with bench(doorbells=DoorbellMode.SHADOW) as nvme:
         for prp1, prp2, status in (
@@ -416,6 +446,10 @@ def test_a_state_is_saved_and_loaded_with_commands_in_flight() -> None:
         assert unpack_namespace_list(driver.identify(0x10)) == [1, 2]
         nvme.device.add_namespace(open_backend("memory:64K"))
         driver.admin_queue.wait(event)
+        # The rings go on where they were.
+        [completion] = nvme.queue.wait(nvme.queue.submit(read(5, target)))
+        assert (completion.status, completion.sq_head) == (0, 3)
+        assert nvme.queue.poll() == []
 
 
 def test_a_state_of_other_namespaces_is_refused() -> None:

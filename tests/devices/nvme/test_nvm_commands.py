@@ -168,6 +168,24 @@ def test_halves_of_fused_commands(nvme: Bench) -> None:
     assert nvme.driver.read(nvme.queue, 0, 1) == b"\3" * BLOCK
 
 
+def test_nothing_comes_between_compare_and_write() -> None:
+    backend = PatientBackend()
+    with bench(real_time=True, backend=backend) as nvme:
+        pair = nvme.queue.submit(
+            command(NvmOpcode.COMPARE, flags=1, prp1=nvme.buffer(bytes(BLOCK))),
+            command(NvmOpcode.WRITE, flags=2, prp1=nvme.buffer(b"\1" * BLOCK), cdw12=1 << 30),
+        )
+        nvme.under_test.settle()
+        assert backend.begun.acquire(timeout=5)
+        other = nvme.queue.submit(command(NvmOpcode.WRITE, prp1=nvme.buffer(b"\2" * BLOCK)))
+        nvme.under_test.settle()
+        assert not backend.begun.acquire(timeout=0.02)
+        backend.let_go()
+        assert [completion.status for completion in nvme.queue.wait([*pair, *other])] == [0, 0, 0]
+        assert backend.memory[:BLOCK] == b"\2" * BLOCK
+        assert backend.flushed == 1  # of FUA
+
+
 # Data pointers.
 
 
