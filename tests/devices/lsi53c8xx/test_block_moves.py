@@ -273,3 +273,78 @@ def test_a_move_goes_on_where_it_was_after_a_bus_fault(board: Board) -> None:
     assert board.run() == BUS_FAULT
     assert board.registers.dbc.count == 0x200
     assert board.registers.dnad == 0
+
+
+def test_the_last_byte_of_a_message_stays_in_the_input_latch(slow_board: Board, storage: Jobs) -> None:
+    board = slow_board
+    board.command(READ, messages=b"\xc0\x20\x44")
+    board.script.move(Phase.MESSAGE_IN, 2, DATA + 0x90)
+    board.script.clear(ack=True)
+    board.script.wait_disconnect()
+    board.script.wait_reselect()
+    board.script.move(Phase.MESSAGE_IN, 3, DATA + 0x92)
+    board.script.interrupt(1)
+    assert board.run() == 0
+    storage.step()
+    board.turn()
+    assert board.dstat() == SIR
+    # Linux finds the task by it.
+    assert board.registers.read(0x50, 1) == 0x44
+    assert board.registers.sfbr == 0x80
+
+
+def test_a_message_may_be_shorter_than_the_move(slow_board: Board) -> None:
+    board = slow_board
+    board.command(READ)
+    board.script.move(Phase.MESSAGE_IN, 4, DATA + 0x90)
+    board.script.interrupt(1)
+    assert (board.run(), board.code) == (SIR, 1)
+    assert board.read(DATA + 0x90, 4) == b"\x02\x04\x00\x00"
+
+
+def test_a_move_ends_the_acknowledge_of_the_one_before(board: Board) -> None:
+    board.write(DATA, b"\xc0\x01\x02\x03\x01")
+    board.write(DATA + 0x40, INQUIRY)
+    board.script.select(0)
+    board.script.move(Phase.MESSAGE_OUT, 5, DATA)
+    board.script.move(Phase.MESSAGE_IN, 4, DATA + 0x90)
+    board.script.move(Phase.COMMAND, 6, DATA + 0x40)
+    board.script.interrupt(1, if_phase(Phase.DATA_IN, wait=True))
+    assert (board.run(), board.code) == (SIR, 1)
+
+
+def test_so_does_a_selection(board: Board) -> None:
+    for address in (PROGRAM, PROGRAM + 0x200):
+        board.script = Script(address)
+        board.command(INQUIRY).move(Phase.DATA_IN, 36, DATA + 0x100)
+        board.script.move(Phase.STATUS, 1, DATA + 0x80)
+        board.script.move(Phase.MESSAGE_IN, 1, DATA + 0x81)
+        board.script.interrupt(address)
+        assert (board.run(at=address), board.code) == (SIR, address)
+
+
+def test_the_address_of_an_instruction_of_three_words(board: Board) -> None:
+    script = read(board)
+    script.words = [*script.words[:4], 0, *script.words[4:], 0]
+    board.registers.ccntl0, board.registers.ccntl1, board.registers.pmjad2 = 0xC0, 0x01, PROGRAM + 0x200
+    at = script.emit(0x0900_1000, DATA, 0)
+    there = Script(PROGRAM + 0x200)
+    there.interrupt(2)
+    board.write(there.base, there.code)
+    assert (board.run(), board.code) == (SIR, 2)
+    assert board.registers.ia == at
+
+
+def test_tables_have_a_selector(board: Board) -> None:
+    board.write(TABLE, struct.pack("<2I", 0x400, DATA))
+    read(board).move_table(Phase.DATA_IN, 0)
+    board.registers.dsa, board.registers.drs = TABLE, 1
+    assert board.run() == BUS_FAULT
+
+
+def test_bytes_take_their_share_of_a_slice(board: Board) -> None:
+    board.make_ready()
+    board.command(bytes.fromhex("2800 00000000 00 0040 00")).move(Phase.DATA_IN, 0x8000, DATA + 0x200)
+    board.script.interrupt(1)
+    assert board.run(turns=1) == SIR
+    assert board.device.processor.charge == 8

@@ -199,6 +199,18 @@ def test_a_software_reset(board: Board) -> None:
     assert board.sist() == 0
 
 
+def test_a_reset_of_the_device_ends_what_is_disconnected(slow_board: Board, storage: Jobs) -> None:
+    board = slow_board
+    board.command(READ).move(Phase.MESSAGE_IN, 2, DATA + 0x90)
+    board.script.clear(ack=True)
+    board.script.wait_reselect()
+    assert board.run() == 0
+    tasks = [len(board.device.bus.targets[0].luns[0].tasks)]
+    board.device.reset(ResetKind.DEVICE)
+    tasks.append(len(board.device.bus.targets[0].luns[0].tasks))
+    assert tasks == [1, 0]
+
+
 def test_a_reset_of_the_device(slow_board: Board, storage: Jobs) -> None:
     board = slow_board
     board.command(READ, messages=b"\x80")

@@ -220,8 +220,13 @@ def test_loads_within_a_word_only(board: Board, register: int, count: int, addre
     assert board.run() == IID
 
 
-def test_load_and_store_want_register_and_memory_aligned_alike(board: Board) -> None:
-    board.script.store(SCRATCHA, 2, TABLE + 1)
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("stores", [True, False])
+def test_load_and_store_want_register_and_memory_aligned_alike(board: Board, count: int, stores: bool) -> None:
+    if stores:
+        board.script.store(SCRATCHA, count, TABLE + 1)
+    else:
+        board.script.load(SCRATCHA, count, TABLE + 1)
     assert board.run() == IID
 
 

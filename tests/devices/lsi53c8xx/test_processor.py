@@ -319,3 +319,42 @@ def test_nobody_there_is_told_before_the_next_program(make_board: BoardMaker) ->
     # The program never needs the target, so the timeout waits.
     assert board.sist() == 0
     assert board.device.processor.is_running
+
+
+def test_a_selector_means_another_address_than_the_rams(board: Board) -> None:
+    board.script = Script(RAM)
+    board.script.interrupt(1)
+    board.device.region(2).write_bytes(0, board.script.code)
+    board.registers.sfs = 1
+    board.start(RAM)
+    board.turn()
+    assert board.dstat() == BUS_FAULT
+
+
+def test_the_ram_goes_where_its_bar_goes(board: Board) -> None:
+    board.script.interrupt(1)
+    assert board.run() == SIR
+    board.device.region(2).write_bytes(0, board.script.code)
+    board.device.function.config.write(0x18, 4, 0xFD00_0000)
+    board.start(0xFD00_0000)
+    board.turn()
+    assert board.dstat() == SIR
+    board.start(RAM)
+    board.turn()
+    assert board.dstat() == BUS_FAULT
+
+
+def test_an_instruction_that_had_to_wait_is_a_step_too(slow_board: Board, storage: Jobs) -> None:
+    board = slow_board
+    board.command(READ, messages=b"\x80")
+    board.script.interrupt(1)
+    assert board.run() == SIR
+    board.script.jump(PROGRAM, if_phase(Phase.DATA_IN, wait=True))
+    board.write(PROGRAM, board.script.code)
+    board.registers.write(0x3B, 1, 0x14)
+    board.turn()
+    assert board.dstat() == 0
+    storage.step()
+    board.turn()
+    assert board.dstat() == SSI
+    assert board.registers.dsp == PROGRAM

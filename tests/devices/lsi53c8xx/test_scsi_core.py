@@ -429,3 +429,14 @@ def test_a_core_goes_on_elsewhere(slow: Initiator, reach: Callable[[Initiator], 
     data += other.data()
     assert data[100:] == b"\x01" * 412
     assert other.end() == 0
+
+
+def test_the_bus_is_not_free_before_the_last_message_is_acknowledged(slow: Initiator, jobs: Jobs) -> None:
+    slow.command(READ)
+    assert bytes(slow.core.take(2)) == b"\x02\x04"
+    jobs.step()
+    assert slow.core.nexus is not None
+    assert slow.frees == []
+    slow.core.clear_acknowledge()
+    assert slow.frees == [True]
+    assert slow.core.wants_reselect
