@@ -36,7 +36,7 @@ _TURNS = 50
 
 #: Seconds of the first rest, and of the longest.
 _FIRST_REST = 0.0005
-REST_LIMIT = 0.008
+REST_LIMIT = 0.010
 
 
 class _Timer(Protocol):
