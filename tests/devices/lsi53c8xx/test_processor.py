@@ -207,6 +207,7 @@ def test_a_handshake_in_time_stops_the_timer(slow_board: Board, storage: Jobs) -
     board.command(READ, messages=b"\x80")
     board.script.interrupt(1, if_phase(Phase.DATA_IN, wait=True))
     board.run()
+    board.registers.stime0.hth = 0
     storage.step()
     board.turn()
     assert (board.dstat(), board.code) == (SIR, 1)

@@ -205,7 +205,7 @@ class Lsi53c8xx(PciDevice):
         return self.loop.clock()
 
     def _processor_waits(self, what: Waiting) -> None:
-        if self.registers.stored_values[self._stime0_slot] & 0xF0:
+        if not what.is_handshake or self.registers.stored_values[self._stime0_slot] & 0xF0:
             self._timers.watch_handshake(waits=what.is_handshake)
 
     def _nobody_there(self) -> None:
