@@ -122,6 +122,14 @@ def test_unaligned_neighbours_written_directly_at_once(image: Path) -> None:
     assert image.read_bytes()[:512] == b"".join(bytes([at]) * 64 for at in range(8))
 
 
+def test_a_last_block_in_part_does_not_lengthen_the_image(image: Path) -> None:
+    os.truncate(image, SIZE - 1000)
+    with FileBackend(image, direct=True) as disk:
+        disk.write(SIZE - 1100, [b"x" * 100])
+    assert image.stat().st_size == SIZE - 1000
+    assert image.read_bytes()[-101:] == b"\xff" + b"x" * 100
+
+
 def test_aligned_memory_is_not_copied(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FileBackend(image, direct=True) as disk, mmap.mmap(-1, 8192) as pages:
         monkeypatch.setattr(disk, "_read_bounced", None)

@@ -143,6 +143,20 @@ def test_the_tag_changes_when_everything_else_is_there(
             ring.advance(ring.tail)
 
 
+def test_the_tag_of_a_single_entry_changes_last(memory: tuple[Dma, GuestRam], monkeypatch: pytest.MonkeyPatch) -> None:
+    dma, ram = memory
+    ring = CompletionRing(dma, RING, 2, 16, TAG)
+    tags: list[int] = []
+    monkeypatch.setattr(
+        "vfio_user.rings.completion.store_barrier",
+        lambda: tags.append(ram[RING + 16 * ring.tail : RING + 16 * ring.tail + 16][14] & 1),
+    )
+    for _ in range(4):
+        ring.post(bytearray(entry(6)))
+        ring.advance(ring.tail)
+    assert tags == [0, 0, 1, 1]
+
+
 def test_memory_that_is_gone(memory: tuple[Dma, GuestRam]) -> None:
     memory[0].clear()
     ring = CompletionRing(memory[0], RING, 4, 16, TAG)

@@ -121,6 +121,17 @@ def test_fused_commands_keep_their_neighbours(nvme: Bench) -> None:
     assert together(nvme) == 0
 
 
+def test_a_fused_command_of_the_batch_before(nvme: Bench) -> None:
+    buffers = nvme.function.dma_alloc(8 * PAGE)
+    reads = [transfer(NvmOpcode.READ, buffers.iova + number * PAGE, number) for number in range(8)]
+    [first] = nvme.queue.submit(transfer(NvmOpcode.COMPARE, buffers.iova, 0, flags=1))
+    nvme.under_test.settle()
+    assert run(nvme, reads) == [Status.SUCCESS] * 8
+    [completion] = nvme.queue.wait([first])
+    assert completion.status == Status.ABORTED_MISSING_FUSED
+    assert together(nvme) == 0
+
+
 def test_unreadable_blocks_are_found(nvme: Bench) -> None:
     buffers = nvme.function.dma_alloc(8 * PAGE)
     assert run(nvme, [SubmissionEntry(NvmOpcode.WRITE_UNCORRECTABLE, nsid=1, cdw10=17, cdw12=0)]) == [Status.SUCCESS]

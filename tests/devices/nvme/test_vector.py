@@ -247,6 +247,15 @@ def test_a_medium_that_is_not_to_be_written(backend: Backend) -> None:
         assert len(run_all(engine, [one._replace(opcode=NvmOpcode.READ) for one in writes])[0]) == CROSS_OVER
 
 
+def test_transfers_longer_than_the_controller_allows(backend: Backend) -> None:
+    with guest_ram((LOW, HALF), (HIGH, HALF)) as (dma, _), backend:
+        engine = VectorEngine(dma, lambda _: Medium(backend, 9, writable=True), max_transfer=2 * PAGE)
+        make = Commands(dma)
+        for pages in (2, 3):
+            reads = [make.transfer(NvmOpcode.READ, number, 0, pages) for number in range(CROSS_OVER)]
+            assert left(run_all(engine, reads)[1]) == (reads if pages == 3 else [])
+
+
 def test_media_without_memory_or_with_large_blocks() -> None:
     with guest_ram((LOW, HALF), (HIGH, HALF)) as (dma, _):
         make = Commands(dma)
