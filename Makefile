@@ -57,7 +57,7 @@ format: $(VENV)/.installed-dev ## format the code, and mend what the linter can
 bench: $(VENV)/.installed-dev ## measure the message path, start-up and memory; BENCH_ARGS="--help" for choices
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-bench-nvme: $(VENV)/.installed-dev ## measure the NVMe controller under a load generator; BENCH_ARGS="--profile" says where time goes
+bench-nvme: $(VENV)/.installed-dev ## measure the NVMe controller under a load generator, and under Linux next to QEMU's own; BENCH_ARGS="--profile" says where time goes
 	@$(BIN)/python -m bench.nvme $(BENCH_ARGS)
 
 clean: ## remove everything that was made here (not the guest kit: that is in ~/.cache/vfio-user)

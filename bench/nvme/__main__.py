@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.nvme.guest import measure_in_guest
 from bench.peers import running
 
 _HERE = Path(__file__).resolve().parent
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="runs of each figure, of which the best counts")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each run")
     parser.add_argument("--size", type=int, default=256, help="MiB of the medium")
-    parser.add_argument("--only", default="", help="setups whose name contains this")
+    parser.add_argument("--only", default="", help="setups whose name contains this; guest: Linux alone")
     parser.add_argument("--depth", type=int, help="of random reads; all of them if left out")
     parser.add_argument("--profile", action="store_true", help="where the controller spends its time; slows it down")
     parser.add_argument("--cpus", default="0,1", help="of the generator and of the controller")
@@ -179,7 +180,8 @@ def main() -> None:
             ("by p50", 10),
             ("CPU us", 7),
         )
-        print(" " * 47, *(f"{title:>{width}}" for title, width in columns), "messages/1000")
+        if options.only != "guest":
+            print(" " * 47, *(f"{title:>{width}}" for title, width in columns), "messages/1000")
         for setup in SETUPS:
             if options.only not in setup.name:
                 continue
@@ -200,6 +202,8 @@ def main() -> None:
                     )
                 (share,) = generate(command, ours, "idle", 1)
                 print(f"{setup.name:26} {'idle':20} {share / 1e4:10.2f}% of a core (target: less than 1 %)", flush=True)
+    if options.only in "guest" and not options.profile and options.depth is None:
+        measure_in_guest(max(options.seconds, 1), min(options.runs, 2), theirs)
 
 
 if __name__ == "__main__":
