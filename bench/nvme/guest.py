@@ -75,7 +75,7 @@ def _rate(guest: Guest, disk: str, job: tuple[str, int, int], seconds: float) ->
 
 
 def _find(guest: Guest, serial: str) -> str:
-    folder = str(guest.run(f"dirname $(grep -lx '{serial} *' /sys/class/nvme/*/serial)"))
+    folder = str(guest.run(f"dirname $(grep -slx '{serial} *' /sys/class/nvme/*/serial)"))
     return f"/dev/{folder.rsplit('/', 1)[-1]}n1"
 
 

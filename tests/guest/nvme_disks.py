@@ -64,8 +64,8 @@ def find_disks(guest: Guest, serials: Iterable[str], *, empty: Iterable[str] = (
     disks: dict[str, Disk] = {}
     wanted = {*serials, *empty}
     for serial in sorted(wanted):
-        guest.wait_until(f"grep live $(dirname $(grep -lx '{serial} *' /sys/class/nvme/*/serial))/state")
-        folder = str(guest.run(f"dirname $(grep -lx '{serial} *' /sys/class/nvme/*/serial)"))
+        guest.wait_until(f"grep live $(dirname $(grep -slx '{serial} *' /sys/class/nvme/*/serial))/state")
+        folder = str(guest.run(f"dirname $(grep -slx '{serial} *' /sys/class/nvme/*/serial)"))
         disk = Disk(guest, folder.rsplit("/", 1)[-1], str(guest.run(f"readlink -f {folder}/device")))
         disks[serial] = disk
     for serial in wanted - set(empty):
