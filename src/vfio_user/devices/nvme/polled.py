@@ -46,9 +46,10 @@ class _Queues(dict[int, Q]):
 
 
 class PolledNvme(Nvme):
-    """See the module; otherwise as ``Nvme``. It cannot be migrated.
+    """An NVM Express I/O controller whose doorbells are mapped memory. It cannot be migrated.
 
-    A client that does not map BAR0 writes the doorbells by messages, and they are looked at all the same.
+    Otherwise it is as ``Nvme``; the module says when it wins. A client that does not map BAR0 writes the doorbells by
+    messages, and they are looked at all the same.
 
     Args:
         image: see ``Nvme``, as all others.
