@@ -19,6 +19,7 @@ from vfio_user import MemoryBar, PciDevice, Register, RegisterBlock, Server
 from vfio_user.protocol.constants import Command
 from vfio_user.protocol.header import Header
 from vfio_user.protocol.region import RegionAccess
+from vfio_user.server.session import Observer
 from vfio_user.vm import Guest, GuestKit, VfioUserDevice
 
 pytestmark = [pytest.mark.guest]
@@ -50,7 +51,7 @@ class FrameBuffer(PciDevice):
         self.frames.append(bytes(self.bar2.memory[:8]))
 
 
-class AccessCounter:
+class AccessCounter(Observer):
     """Counts the messages about each page of each region."""
 
     def __init__(self) -> None:

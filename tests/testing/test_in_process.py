@@ -15,6 +15,7 @@ from vfio_user.pci import MemoryBar, Msi, Register, RegisterBlock
 from vfio_user.protocol.constants import Command
 from vfio_user.protocol.header import Header
 from vfio_user.server.pci_device import PciDevice
+from vfio_user.server.session import Observer
 from vfio_user.testing.in_process import DeviceUnderTest, SimulatedClock
 
 
@@ -208,7 +209,7 @@ def test_a_client_that_hangs_up() -> None:
 def test_an_observer_sees_every_message() -> None:
     seen: list[int] = []
 
-    class Watcher:
+    class Watcher(Observer):
         def command(self, header: Header, payload: bytes, fds: int) -> None:
             seen.append(header.command)
 

@@ -49,22 +49,30 @@ _MAX_WARNINGS = 20
 
 
 class Observer(Protocol):
-    """Is shown every message of a session, for tracing."""
+    """Is shown every message of a session, for tracing.
+
+    Inherit it: what an observer does not care about then does nothing.
+    """
 
     def command(self, header: Header, payload: bytes, fds: int) -> None:
         """A command came, with that many descriptors; it is about to be carried out."""
+        return
 
     def reply(self, header: Header, payload: bytes, fds: int, seconds: float) -> None:
         """The reply that goes back, that long after the command was looked at."""
+        return
 
     def own_command(self, header: Header, payload: bytes) -> None:
         """A command of the server's, DMA_READ or DMA_WRITE, goes to the client."""
+        return
 
     def own_reply(self, header: Header, payload: bytes, seconds: float | None) -> None:
         """The client's reply came, that long after the command; None for one that answers nothing (any more)."""
+        return
 
     def closed(self) -> None:
         """The connection ended."""
+        return
 
 
 class Session(Reception):
