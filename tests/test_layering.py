@@ -139,6 +139,7 @@ TESTED_WITH = {
     "testing/conformance/test_endpoint.py": "testing/conformance/test_runner.py",
     "testing/conformance/test_facts.py": "testing/conformance/test_proofs.py",
     "testing/conformance/test_peer.py": "testing/conformance/test_proofs.py",
+    "testing/test_guests.py": "guest/test_guests.py",
     "trace/test_payloads.py": "trace/test_decode.py",
     "trace/test_rare_payloads.py": "trace/test_decode.py",
     "vm/test_architecture.py": "vm/test_qemu.py",

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.guest.support import VmFactory
-from vfio_user.errors import VmUnavailableError
-from vfio_user.vm import GuestKit, Progress
-
-
-@pytest.fixture(scope="session")
-def guest_kit(request: pytest.FixtureRequest) -> GuestKit:
-    """The kit all guests are made of. The first time it is fetched, and says so past pytest's capture."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        try:
-            return GuestKit.provision(progress=Progress())
-        except VmUnavailableError as error:
-            if os.environ.get("CI"):
-                raise  # a run that is to prove something must not pass without its guests
-            pytest.skip(f"no guest can be made here: {error}")
+from vfio_user.vm import GuestKit
 
 
 @pytest.fixture(autouse=True)

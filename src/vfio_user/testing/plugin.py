@@ -6,13 +6,19 @@
         assert edu.bar0.read32(0x04) == 0xEDCB_A987
         assert edu.registers(0).liveness == 0xEDCB_A987
 
+    def test_driver(guest):
+        linux = guest(Edu())
+        assert linux.pci_device(0x1234, 0x11E8).class_code == 0x00FF00
+
 When the test is over everything is closed; a file descriptor the device opened while it was driven, and left open, is
-an error of the test.
+an error of the test. Where no guest can be made a test that wants one is skipped, but under ``CI`` it fails.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import pytest
@@ -24,9 +30,11 @@ if TYPE_CHECKING:
     from vfio_user.client.pci_function import PciFunction
     from vfio_user.server.device import Device
     from vfio_user.server.session import Observer
+    from vfio_user.testing.guests import GuestFactory
     from vfio_user.testing.in_process import DeviceUnderTest
+    from vfio_user.vm import GuestKit
 
-__all__ = ["ClientFactory", "DeviceFactory", "vfio_client", "vfio_device"]
+__all__ = ["ClientFactory", "DeviceFactory", "guest", "guest_kit", "vfio_client", "vfio_device"]
 
 
 class _Options(TypedDict, total=False):
@@ -120,3 +128,31 @@ def vfio_client() -> Iterator[ClientFactory]:
     factory = ClientFactory()
     yield factory
     factory.close()
+
+
+@pytest.fixture(scope="session")
+def guest_kit(request: pytest.FixtureRequest) -> GuestKit:
+    """What all guests are made of. The first time it is fetched, and says so past pytest's capture."""
+    from vfio_user.errors import VmUnavailableError
+    from vfio_user.vm import GuestKit, Progress
+
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        try:
+            return GuestKit.provision(progress=Progress())
+        except VmUnavailableError as error:
+            if os.environ.get("CI"):
+                raise  # a run that is to prove something must not pass without its guests
+            pytest.skip(f"no guest can be made here: {error}")
+
+
+@pytest.fixture
+def guest(guest_kit: GuestKit, tmp_path: Path) -> Iterator[GuestFactory]:
+    """Boots Linux with devices: ``guest(Edu())`` returns a ``Guest``. Consoles stay in the test's ``tmp_path``."""
+    from vfio_user.testing.guests import GuestFactory
+
+    factory = GuestFactory(guest_kit, tmp_path)
+    try:
+        yield factory
+    finally:
+        factory.close()
