@@ -110,3 +110,20 @@ def test_a_look_takes_nothing_out() -> None:
     assert log.peek(0x1000, 0x8000, 4096) == b"\x04" + bytes(7)
     assert log.report(0, 0x8000, 4096) == b"\x08" + bytes(7)
     assert log.peek(0, 0x8000, 4096) == bytes(8)
+
+
+def test_a_report_costs_what_was_written_not_what_was_asked_about() -> None:
+    log = DirtyLog(4096)
+    log.mark(3 << 60, 1)  # with a look at every page this would not end
+    assert pages_of(log.report(0, 1 << 63, 1 << 57)) == {3 << 60 >> 57}
+    assert log._chunks == {}
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 7), (3, 5), (7, 8), (8, 31), (1, 62), (0, 127), (63, 64)])
+def test_one_logged_page_is_a_run_of_reported_ones(first: int, last: int) -> None:
+    log = DirtyLog(1 << 20)
+    log.mark(1 << 20, 1)
+    begin = (1 << 20) - (first << 12)
+    length = (last + 1) << 12
+    assert pages_of(log.report(begin, length, 4096)) == set(range(first, last + 1))
+    assert pages_of(log.report(1 << 20, 1 << 20, 4096)) == set(range(256)), "it reaches out of that range"

@@ -86,8 +86,7 @@ class DirtyLog:
         for page in self._take(iova, iova + length):
             lowest = max(page * own_size - iova, 0) // page_size
             highest = min((page + 1) * own_size - iova - 1, length - 1) // page_size
-            for bit in range(lowest, highest + 1):
-                bitmap[bit >> 3] |= 1 << (bit & 7)
+            _set_bits(bitmap, lowest, highest)
         return bytes(bitmap)
 
     def peek(self, iova: int, length: int, page_size: int) -> bytes:
@@ -113,13 +112,21 @@ class DirtyLog:
     def _take(self, start: int, end: int) -> Iterator[int]:
         """The logged pages that touch ``[start, end)``, cleared as they are read if they lie in it entirely."""
         page_size = self.page_size
-        for page in range(start // page_size, -(-end // page_size)):
-            chunk, bit = divmod(page, _CHUNK)
-            if self._chunks.get(chunk, 0) >> bit & 1:
+        first, after = start // page_size, -(-end // page_size)
+        chunks = range(first // _CHUNK, (after - 1) // _CHUNK + 1)
+        # Only what was written is looked at: a client can ask about any range, in pages as large as it likes.
+        in_range = chunks if len(chunks) <= len(self._chunks) else sorted(filter(chunks.__contains__, self._chunks))
+        for chunk in in_range:
+            bits = f"{self._chunks.get(chunk, 0):b}"[::-1]
+            bit = bits.find("1")
+            while bit >= 0:
+                page = chunk * _CHUNK + bit
                 # A page that sticks out of the range stays dirty for the report of its other part.
                 if start <= page * page_size and (page + 1) * page_size <= end:
                     self._take_bits(chunk, 1 << bit)
-                yield page
+                if first <= page < after:
+                    yield page
+                bit = bits.find("1", bit + 1)
 
     def _take_bits(self, chunk: int, mask: int) -> int:
         stored = self._chunks.get(chunk, 0)
@@ -129,6 +136,18 @@ class DirtyLog:
             if stored == taken:
                 del self._chunks[chunk]
         return taken
+
+
+def _set_bits(bitmap: bytearray, first: int, last: int) -> None:
+    """Sets a run of bits, the last one included."""
+    begin, end = first >> 3, last >> 3
+    head, tail = 0xFF << (first & 7) & 0xFF, 0xFF >> 7 - (last & 7)
+    if begin == end:
+        bitmap[begin] |= head & tail
+        return
+    bitmap[begin] |= head
+    bitmap[begin + 1 : end] = b"\xff" * (end - begin - 1)
+    bitmap[end] |= tail
 
 
 def _check_page_size(page_size: int) -> None:
