@@ -171,6 +171,16 @@ def test_a_large_mapping_is_reported_in_larger_pages(client: VfioUserClient, dev
         assert list(migration.dirty_pages(mapping)) == [(2 * PAGE, 2 * PAGE)]
 
 
+def test_a_server_whose_messages_have_no_room_for_a_report(client: VfioUserClient, device: Device) -> None:
+    migration = find(client)
+    migration._room = 39
+    with GuestMemory(2 * PAGE) as memory:
+        mapping = client.dma_map(memory, 0)
+        migration.start_log()
+        with pytest.raises(StateError, match=r"at least 40 bytes; the server and this client have agreed on 39"):
+            migration.dirty_pages(mapping)
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [

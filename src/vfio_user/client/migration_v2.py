@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from vfio_user.client.features import DeviceFeatures
 from vfio_user.client.guest_memory import GuestMapping
 from vfio_user.client.migration import Migration
-from vfio_user.errors import CommandError, RemoteProtocolError
+from vfio_user.errors import CommandError, RemoteProtocolError, StateError
 from vfio_user.protocol.feature import (
     DeviceFeature,
     DirtyReport,
@@ -112,6 +112,12 @@ class FeatureMigration(Migration):
     def _page_size(self, mapping: GuestMapping, page_size: int) -> int:
         # A report is about a whole mapping, and one message: of one that is large enough, in larger pages.
         while DeviceFeature.SIZE + DirtyReport.SIZE + bitmap_size(mapping.size, page_size) > self._room:
+            if page_size >= mapping.size:
+                least = DeviceFeature.SIZE + DirtyReport.SIZE + bitmap_size(mapping.size, page_size)
+                raise StateError(
+                    f"dirty pages are asked for, and a report has at least {least} bytes; the server and this client "
+                    f"have agreed on {self._room} a message (max_data_xfer_size)"
+                )
             page_size *= 2
         return page_size
 
