@@ -130,6 +130,13 @@ def spoiled(change: Callable[[dict[str, Any]], object]) -> bytes:
     return build([*parts[:-2], (0xFFFF_FFFE, 0, json.dumps(content).encode()), parts[-1]])
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 END = (0xFFFF_FFFF, 0, b"")
 
 WRONG = [
@@ -155,6 +162,7 @@ WRONG = [
     (spoiled(lambda state: state["attributes"].update(kept={"bytes": "xy"})), "Card.kept is no value"),
     (spoiled(lambda state: state["attributes"].update(kept={"set": []})), "Card.kept is no value"),
     (spoiled(lambda state: state["attributes"].update(kept={})), "Card.kept is no value"),
+    (spoiled(lambda state: state["attributes"].update(kept=nested(900))), "kept is nested too deep"),
 ]
 
 

@@ -178,7 +178,10 @@ class DeviceState:
         values = {}
         for attribute in device.saved_attributes:
             current = getattr(device, attribute)
-            value = values[attribute] = _unplain(saved[attribute], f"{name}.{attribute}")
+            try:
+                value = values[attribute] = _unplain(saved[attribute], f"{name}.{attribute}")
+            except RecursionError:
+                raise InvalidAccess(f"saved state of {name}: {attribute} is nested too deep") from None
             if type(value) is not type(current) and value is not None and current is not None:
                 raise InvalidAccess(
                     f"saved state of {name}: {attribute} is a {type(value).__name__}, not a {type(current).__name__}"
