@@ -7,7 +7,8 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def turn(disk: Disk, client: RawClient) -> None:
     """Lets the loop do what is due."""
     disk.loop.run_once()
     assert client.is_silent()
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Looks until something another thread does is there."""
+    deadline = time.monotonic() + 10
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 # A device that is quiet at once.
@@ -311,6 +320,27 @@ def test_what_waits_has_bounds(client: RawClient, disk: Disk) -> None:
     assert client.read(BAR0, 0) == 5999
 
 
+def test_what_waits_holds_few_descriptors(client: RawClient, disk: Disk) -> None:
+    fd = memory_file(bytes(PAGE))
+    memory = disk.dma.messenger
+    assert isinstance(memory, ClientMemory)
+    disk.reads = 1
+    client.command(Command.DEVICE_RESET)
+    for n in range(400):
+        client.command(Command.DMA_MAP, struct.pack("<IIQQQ", 32, 3, 0, 0x100000 + n * PAGE, PAGE), fds=[fd])
+        if n % 8 == 0:
+            client.is_silent()
+    client.is_silent()
+    assert 128 < sum(len(fds) for _, _, fds in memory.held) < 160
+    disk.end()
+    assert client.receive().error == 0
+    assert [client.receive().error for _ in range(400)] == [0] * 400
+    client.command(Command.DMA_UNMAP, struct.pack("<IIQQ", 24, 2, 0, 0))
+    assert client.receive().error == 0
+    assert not memory.is_full
+    os.close(fd)
+
+
 def test_without_a_wish_for_a_reply(client: RawClient, disk: Disk) -> None:
     disk.reads = 1
     client.command(Command.DMA_UNMAP, UNMAP, no_reply=True)
@@ -517,3 +547,25 @@ def test_a_client_that_sends_on_and_on_is_not_read_from_any_more(tmp_path: Path)
         assert client.receive().header.command == Command.DEVICE_RESET
         client.send(bytes(view[sent:]))
         assert client.read(BAR0, 0) == number
+
+
+def test_what_comes_while_a_device_takes_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With no time limit there is no timer either, nothing to wait for but the client; what it sends waits, too."""
+    monkeypatch.setattr("vfio_user.server.quiesce._PATIENCE", 0.001)
+    disk = Disk()
+    disk.quiesce_timeout = None
+    with Server(disk, tmp_path / "s").start(), connect(tmp_path / "s") as client:
+        client.negotiate()
+        disk.reads = 1
+        client.command(Command.DEVICE_RESET)
+        until(lambda: "has waited" in caplog.text)
+        client.write(BAR0, 0, 7, posted=True)
+        memory = disk.dma.messenger
+        assert isinstance(memory, ClientMemory)
+        until(lambda: bool(memory.held) or bool(disk.bar0.read(0, 4)))
+        assert disk.bar0.read(0, 4) == 0
+        disk.end()
+        assert client.receive().header.command == Command.DEVICE_RESET
+        assert client.read(BAR0, 0) == 7

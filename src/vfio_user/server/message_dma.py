@@ -69,6 +69,9 @@ MAX_DEPTH = 16
 _MAX_HELD = 4096
 _MAX_HELD_BYTES = 4 << 20
 
+#: Descriptors that came with what is held, at most, beside those of one reception: the process has a thousand or so.
+_MAX_HELD_FDS = 128
+
 #: Ids of messages given up on, not used again: a reply that comes after all must not be taken for another's.
 _MAX_ABANDONED = 1024
 
@@ -126,7 +129,7 @@ class ClientMemory:
         self._last_id = 0
         self.depth = 0
         self.held: deque[tuple[Header, bytes, list[int]]] = deque()
-        self._held_bytes = 0
+        self._held_bytes = self._held_fds = 0
         self._urgent = 0
         self._closed = False
 
@@ -352,6 +355,7 @@ class ClientMemory:
                 else:
                     self.held.append(taken)
                     self._held_bytes += header.message_size
+                    self._held_fds += len(fds)
                     self._urgent += not header.no_reply
         except ConnectionClosedError as exc:
             self._end(exc)
@@ -373,7 +377,7 @@ class ClientMemory:
     @property
     def is_full(self) -> bool:
         """As much is held as may be."""
-        return len(self.held) > _MAX_HELD or self._held_bytes > _MAX_HELD_BYTES
+        return len(self.held) > _MAX_HELD or self._held_bytes > _MAX_HELD_BYTES or self._held_fds > _MAX_HELD_FDS
 
     def _serve_held(self) -> None:
         """Carries out what the client waits for, and all before it."""
@@ -404,6 +408,7 @@ class ClientMemory:
             return False
         header, payload, fds = self.held.popleft()
         self._held_bytes -= header.message_size
+        self._held_fds -= len(fds)
         self._urgent -= not header.no_reply
         try:
             self._session.carry_out(header, payload, fds)
@@ -422,7 +427,7 @@ class ClientMemory:
         for _, _, fds in self.held:
             close_fds(fds)
         self.held.clear()
-        self._urgent = self._held_bytes = 0
+        self._urgent = self._held_bytes = self._held_fds = 0
         if self.twin is not None:
             self.twin.close()
 

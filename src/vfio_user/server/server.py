@@ -126,7 +126,8 @@ class Server:
         try:
             while not self.loop.is_stopping and not self.is_finished:
                 session = self._session
-                if session is not None and self.loop.is_simple:
+                # (A command kept back has a timer, which is waited for elsewhere; but not for ever, if the device may.)
+                if session is not None and self.loop.is_simple and session.quiescence.kept is None:
                     self._serve_directly(session)
                 else:
                     self.loop.run_once(None)
