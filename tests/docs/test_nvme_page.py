@@ -9,7 +9,7 @@ from vfio_user.devices.options import device_options
 
 def test_the_examples_run() -> None:
     page = list(examples(DOCS / "nvme.md"))
-    assert len(page) == 4
+    assert len(page) == 5
     run_all(page)["disk"].loop.close()
 
 

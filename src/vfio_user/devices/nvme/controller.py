@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from vfio_user.backends.base import Backend
@@ -20,6 +21,8 @@ from vfio_user.devices.nvme.command import Command, CommandFailed
 from vfio_user.devices.nvme.data import DataPointers
 from vfio_user.devices.nvme.engines import make_engine
 from vfio_user.devices.nvme.events import AsyncEvents
+from vfio_user.devices.nvme.fault_file import load_faults
+from vfio_user.devices.nvme.faults import Faults
 from vfio_user.devices.nvme.features import Features
 from vfio_user.devices.nvme.firmware import Firmware
 from vfio_user.devices.nvme.health import Health
@@ -93,6 +96,7 @@ class Nvme(PciDevice):
         serial: serial number, up to 20 ASCII characters.
         doorbells: trapped, or shadow, where the host writes most of them to memory. (Linux does when it can.)
         threads: that do what may block.
+        faults: a file of faults, see ``fault_file``; empty for none.
 
     Attributes:
         max_queue_pairs: I/O queues of each kind; one more MSI-X vector is needed. Raise both in a subclass.
@@ -100,6 +104,9 @@ class Nvme(PciDevice):
         max_transfer: bytes of one command's data, a power of two and at least 8192.
         model: model number.
         engine: carries out the commands of I/O queues.
+        admin_engine: those of the admin queue.
+        posted: interrupts the host, which was shown so many completions in a queue.
+        faults: what is to go wrong on purpose.
 
     Raises:
         ValueError: an option says what cannot be.
@@ -131,11 +138,13 @@ class Nvme(PciDevice):
         serial: str = "vfio-user-1",
         doorbells: DoorbellMode = DoorbellMode.TRAPPED,
         threads: int = 4,
+        faults: str = "",
     ) -> None:
         if lba_size not in (512, 4096):
             raise ValueError(f"lba_size={lba_size}: blocks have 512 or 4096 bytes")
         if not serial.isascii() or not 1 <= len(serial) <= 20:
             raise ValueError(f"serial={serial!r}: it has 1 to 20 ASCII characters")
+        injected = load_faults(faults) if faults else []
         super().__init__()
         self.serial = serial
         self.subnqn = f"nqn.2024-01.io.github.vfio-user:{serial}"
@@ -170,6 +179,11 @@ class Nvme(PciDevice):
             self.self_test.handlers(),
         )
         self.engine: Engine = make_engine(self)
+        self.admin_engine: Engine = self.admin
+        self.posted: Callable[[CompletionQueue, int], None] = self.vectors.posted
+        self.faults = Faults(self)
+        for fault in injected:
+            self.faults.add(fault)
         self._rung: list[SubmissionQueue] = []
         self._dirty: list[CompletionQueue] = []
         self._stalled: list[SubmissionQueue] = []
@@ -369,6 +383,8 @@ class Nvme(PciDevice):
         """Waits for what is under way and closes the images. Not while a client is connected."""
         self.jobs.close()
         self.namespaces.close()
+        for fault in self.faults:
+            log.info("nvme %s: %s", self.serial, fault)
 
     # Namespaces that come and go.
 
@@ -475,7 +491,7 @@ class Nvme(PciDevice):
             return
         entries = queue.ring.fetch(_BATCH)
         if entries:
-            engine: Engine = self.engine if queue.qid else self.admin
+            engine = self.engine if queue.qid else self.admin_engine
             engine.take(queue, entries)
             if queue.completions.ready and not queue.completions.is_dirty:
                 queue.completions.is_dirty = True
@@ -500,7 +516,7 @@ class Nvme(PciDevice):
             self._follow_head(queue, shadow.rest_head(queue.qid, queue.ring.head))
             count += queue.flush()
         if count:
-            self.vectors.posted(queue, count)
+            self.posted(queue, count)
         if not queue.ready and self._stalled:
             self._go_on()
 
@@ -574,7 +590,7 @@ class Nvme(PciDevice):
         """Goes on after a state was loaded, with the commands that were under way then."""
         for queue, data in in_flight:
             if queue.alive:
-                engine: Engine = self.engine if queue.qid else self.admin
+                engine = self.engine if queue.qid else self.admin_engine
                 engine.execute(queue, SubmissionEntry.unpack(data))
         for queue in list(self.submission_queues.values()):
             self.flush_soon(queue.completions)

@@ -57,6 +57,7 @@ class PolledNvme(Nvme):
         lba_size: likewise.
         serial: likewise.
         threads: likewise.
+        faults: likewise.
 
     Raises:
         ValueError: see ``Nvme``.
@@ -81,8 +82,11 @@ class PolledNvme(Nvme):
         lba_size: int = 512,
         serial: str = "vfio-user-1",
         threads: int = 4,
+        faults: str = "",
     ) -> None:
-        super().__init__(image=image, unallocated=unallocated, lba_size=lba_size, serial=serial, threads=threads)
+        super().__init__(
+            image=image, unallocated=unallocated, lba_size=lba_size, serial=serial, threads=threads, faults=faults
+        )
         #: The doorbells of queues there are, and have been since the controller was enabled.
         self._used = self.doorbell_page[:0]
         self._poller = DoorbellPoller(self, self._look, self._changed, work=self._work)
