@@ -144,6 +144,16 @@ def observed(run: Run, path: Path, act: Callable[[], None], *words: str) -> Outc
     return outcome
 
 
+def test_no_client_comes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("select.select", interrupted)
+    outcome = run("conform", "client", "--listen", str(tmp_path / "s"))
+    assert outcome.status == 130
+    assert outcome.stdout == ""
+
+
 def test_our_client_is_observed(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "s"
 
@@ -155,6 +165,7 @@ def test_our_client_is_observed(run: Run, tmp_path: Path) -> None:
     assert outcome.status == 0
     assert outcome.stderr == f"vfio-user: edu 1234:11e8 listening on unix:{path}\n"
     assert "ok    first: kept once" in outcome.stdout
+    assert outcome.stdout.endswith(" do not apply\n")
     assert "FAIL" not in outcome.stdout
     assert not path.exists()
 

@@ -173,6 +173,19 @@ def test_nobody_there(tmp_path: Path, run: Command) -> None:
         assert read(socket) == 0
 
 
+def test_the_same_twice(run: Command) -> None:
+    outcome = run("migrate", "a", "a")
+    assert outcome.status == 2
+    assert "SRC and DST are both a: a device moves from one server to another" in outcome.stderr
+
+
+def test_a_server_that_serves_somebody_else(sockets: list[str], run: Command) -> None:
+    with VfioUserClient.connect(sockets[1]):
+        outcome = run("migrate", *sockets, "--timeout", "0.05")
+    assert outcome.status == 1
+    assert f"That is the server at {sockets[1]}. It has one client at a time" in outcome.stderr
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
 def test_time_limits_that_are_none(run: Command, text: str) -> None:
     outcome = run("migrate", "a", "b", "--timeout", text)

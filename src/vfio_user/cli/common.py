@@ -20,6 +20,7 @@ __all__ = [
     "new_observer",
     "pci_id",
     "runtime_folder",
+    "seconds",
     "setting",
     "start_log",
 ]
@@ -112,3 +113,16 @@ def runtime_folder() -> str:
     """Where sockets go that nobody named: private to the user where the system has such a place."""
     folder = os.environ.get("XDG_RUNTIME_DIR", "")
     return folder if os.path.isdir(folder) else "/tmp"  # noqa: S108, PTH112 - the name in it is ours alone: it has our pid
+
+
+def seconds(text: str) -> float:
+    """The ``type`` of options that are time limits: seconds, up to an hour."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 3600:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time limit: it must be a number of seconds, over 0 up to 3600"
+        )
+    return number

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfio_user.cli.common import setting
+from vfio_user.cli.common import seconds, setting
 from vfio_user.cli.output import WIDTH, Style, complain, wrap
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RISK",
         help="leave for what could hurt a server in use: close, write, reset, migrate, huge, or all",
     )
-    server.add_argument("--timeout", type=_seconds, default=2.0, metavar="SECONDS", help="for a reply (2)")
+    server.add_argument("--timeout", type=seconds, default=2.0, metavar="SECONDS", help="for a reply (2)")
     client = kinds.add_parser(
         "client", help="observe a client", description="Listens, and observes the client that connects."
     )
@@ -230,7 +230,12 @@ def _conclude(report: Report, arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_json(), indent=2))
         return 1 if report.failures else 0
     counts = report.counts
-    parts = [f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]]
+    many = {Outcome.DIFFERS: "differ", Outcome.DOES_NOT_APPLY: "do not apply"}
+    parts = [
+        f"{count} {outcome.value if count == 1 else many.get(outcome, outcome.value)}"
+        for outcome in Outcome
+        if (count := counts[outcome])
+    ]
     print(wrap(f"{report.target}: {', '.join(parts) or 'no rule was asked about'}"))
     reasons = {result.seen for result in report.having(Outcome.NOT_ASKED)}
     for reason in sorted(reasons):
@@ -240,13 +245,3 @@ def _conclude(report: Report, arguments: argparse.Namespace) -> int:
             wrap("differs: kept by real peers, but not demanded by the specification; no failure", "    ", first="  ")
         )
     return 1 if report.failures else 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: it must be more than 0 seconds, and at most 3600")
-    return seconds

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+from vfio_user.cli.common import seconds
 from vfio_user.cli.output import WIDTH, Style, columns, complain, wrap
 from vfio_user.client.device import VfioUserClient
 from vfio_user.client.survey import DeviceSurvey, IrqSurvey, RegionSurvey, survey_device
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--lspci", action="store_true", help="print configuration space for 'lspci -vvv -F FILE'")
     parser.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for all of it (default 10, at most 3600)"
+        "--timeout", type=seconds, default=10.0, metavar="SECONDS", help="for all of it (default 10, at most 3600)"
     )
 
 
@@ -88,16 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
         complain(f"not everything could be asked for: {escape(survey.ended)}")
         return 1
     return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to 3600")
-    return seconds
 
 
 # Text.

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TextIO
 
+from vfio_user.cli.common import seconds
 from vfio_user.cli.output import WIDTH, Style, complain, wrap
 from vfio_user.client.device import VfioUserClient
 from vfio_user.client.live_migration import LiveMigration, MigrationProgress, MigrationReport, MigrationStep
-from vfio_user.errors import VfioUserError
+from vfio_user.errors import AddressError, CommandTimeoutError, VfioUserError
 from vfio_user.protocol.migration import MigrationState
 
 __all__ = ["add_arguments", "run"]
@@ -53,16 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", help="where it is to go: a fresh device of the same class")
     parser.add_argument("--reset", action="store_true", help="reset the device at SRC once it has moved")
     parser.add_argument(
-        "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="what each command of a server may take (5)"
+        "--timeout", type=seconds, default=5.0, metavar="SECONDS", help="what each command of a server may take (5)"
     )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Moves the device."""
+    if arguments.source == arguments.destination:
+        raise AddressError(f"SRC and DST are both {arguments.source}: a device moves from one server to another")
     with contextlib.ExitStack() as stack:
         clients = [
-            stack.enter_context(VfioUserClient.connect(address, timeout=arguments.timeout))
+            stack.enter_context(_connect(address, arguments.timeout))
             for address in (arguments.source, arguments.destination)
         ]
         bar = _ProgressBar(sys.stderr)
@@ -85,6 +88,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(report, arguments)
     return 0
+
+
+def _connect(address: str, timeout: float) -> VfioUserClient:
+    try:
+        return VfioUserClient.connect(address, timeout=timeout)
+    except CommandTimeoutError as exc:
+        exc.add_note(f"That is the server at {address}. It has one client at a time: is somebody using the device?")
+        raise
 
 
 @contextlib.contextmanager
@@ -165,15 +176,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time limit: it must be a number of seconds, over 0 up to 3600"
-        )
-    return seconds

@@ -35,7 +35,7 @@ def observe_clients(
 ) -> Report:
     """Observes so many clients, one after another, and reports on all of them together.
 
-    Ctrl-C ends it early, with what was seen by then.
+    Ctrl-C ends it early, with what was seen by then; where no client came, it is raised on.
 
     Args:
         address: where to listen, any form of ``transport.address``; None for a socket in the temporary folder.
@@ -72,7 +72,8 @@ def observe_clients(
             observation.begin()
             RogueServer(SocketWire(channel), endpoint.connect(0.0), observation, Script.parse(lines)).run()
     except KeyboardInterrupt:
-        pass
+        if not names:
+            raise
     finally:
         endpoint.close()
         listener.close()
