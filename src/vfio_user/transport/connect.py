@@ -85,8 +85,8 @@ def _connected(family: int, where: str | tuple[int, int], name: str, timeout: fl
 
 def _failed(name: str, exc: OSError) -> ConnectError:
     if isinstance(exc, BlockingIOError):  # a UNIX socket's full queue: at once, whatever the timeout
-        why = "its server is busy with another client"
-    elif isinstance(exc, TimeoutError):
+        return ConnectError(f"cannot connect to {name}: its server is busy with another client, and more wait already")
+    if isinstance(exc, TimeoutError):
         why = "nobody answers, or its server is busy with another client"
     else:
         why = exc.strerror or str(exc)
