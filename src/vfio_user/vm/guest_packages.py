@@ -57,7 +57,10 @@ GUEST_PACKAGES = {
             "e2fsprogs", ("mke2fs", "mkfs.ext4", "fsck.ext4", "e2fsck", "dumpe2fs"), data=("etc/mke2fs.conf",)
         ),
         GuestPackage("xfsprogs", ("mkfs.xfs", "xfs_repair")),
-        GuestPackage("sg3-utils", ("sg_inq", "sg_readcap", "sg_turs", "sg_vpd", "sg_luns", "sg_modes", "sg_logs")),
+        GuestPackage(
+            "sg3-utils",
+            ("sg_inq", "sg_readcap", "sg_turs", "sg_vpd", "sg_luns", "sg_modes", "sg_logs", "sg_unmap"),
+        ),
     )
 }
 

@@ -40,7 +40,7 @@ _MODULES = re.compile(
     r"|block/(loop|virtio_blk|brd|null_blk/)|net/(virtio_net|ethernet/intel/(e1000|e1000e|igb)/)"
     r"|mmc/host/sdhci-pci|char/(hw_random/virtio|virtio_console))"
     r"|sound/pci/hda/(snd-hda-intel|snd-hda-codec-generic)"
-    r"|fs/(ext4|xfs|jbd2|vfat|fat|nls/nls_(ascii|cp437|iso8859-1))"
+    r"|fs/(ext4|xfs|isofs|jbd2|vfat|fat|nls/nls_(ascii|cp437|iso8859-1))"
     r"|lib/(libcrc32c|crc)|crypto/crc32c_generic|arch/x86/crypto/crc32c"
 )
 
