@@ -129,6 +129,19 @@ def test_a_write_nobody_waits_for(client: RawClient, sockets: list[socket.socket
         sockets[1].recv(1)
 
 
+def test_what_has_come_can_be_carried_out_at_once(sockets: list[socket.socket], card: Card) -> None:
+    card.answer_sockets()  # nothing has
+    for value in range(1, 101):  # more than one batch
+        sockets[1].send(IoRegionCommand(True, 4, 4, value, wants_reply=False).encode())
+    sockets[0].send(b"?" * 32 + 80 * IoRegionCommand(True, 4, 0, 5, wants_reply=False).encode())  # that one ends
+    card.answer_sockets()
+    assert card.memory.read(0x84, 4) == 100
+    sockets[1].close()
+    card.answer_sockets()
+    card.answer_sockets()
+    assert card.memory.read(0x10, 4) == 0
+
+
 def test_many_and_in_pieces(client: RawClient, sockets: list[socket.socket], card: Card) -> None:
     stream = b"".join(IoRegionCommand(True, 4, 0, n, wants_reply=False).encode() for n in range(1, 200))
     stream += IoRegionCommand(False, 4, 0).encode()

@@ -20,9 +20,10 @@ from vfio_user.devices.gpio_pci_idio_16 import GpioPciIdio16
 from vfio_user.pci import MemoryBar
 from vfio_user.protocol.constants import Command, IrqIndex, RegionIndex
 from vfio_user.protocol.feature import Feature, FeatureFlags, bitmap_size
+from vfio_user.protocol.io_region import IoRegionCommand
 from vfio_user.protocol.migration import ARCS, MigDataRead, MigDataReadReply, MigDataWrite, MigrationState, next_state
 from vfio_user.protocol.region import ACCESS
-from vfio_user.regions import CallbackRegion, Doorbell
+from vfio_user.regions import CallbackRegion, Doorbell, IoRange
 from vfio_user.server.device import Device
 from vfio_user.server.migration_features import FeatureMigration
 from vfio_user.server.pci_device import PciDevice
@@ -350,6 +351,23 @@ def test_what_was_rung_before_is_answered(client: RawClient, card: Card, start: 
     assert rings == ["rung"]
     go_to(client, RUNNING)
     assert rings == ["rung", "rung"]
+
+
+@pytest.mark.parametrize("start", [RUNNING, PRE_COPY])
+def test_what_was_sent_through_a_socket_before_is_carried_out(
+    client: RawClient, card: Card, start: MigrationState
+) -> None:
+    go_to(client, start)
+    (fd,) = card.ioregionfds.client_fds(0, card.region(0), [IoRange(0, 4, posted_writes=True)])
+    os.write(fd, IoRegionCommand(True, 4, 0, 7, wants_reply=False).encode())
+    card.migration.go_to(STOP_COPY)  # type: ignore[union-attr]  # before the loop has had a look
+    assert card.bar0.value == 7
+    os.write(fd, IoRegionCommand(True, 4, 0, 8, wants_reply=False).encode())
+    card.loop.run_once()
+    assert card.bar0.value == 7
+    go_to(client, RUNNING)
+    assert client.is_silent()
+    assert card.bar0.value == 8
 
 
 def test_a_device_runs_while_it_rehearses(client: RawClient, card: Card) -> None:

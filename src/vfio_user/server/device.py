@@ -274,6 +274,11 @@ class Device:
             self._ioregionfds = IoSockets(self.watch)
         return self._ioregionfds
 
+    def answer_sockets(self) -> None:
+        """Carries out what has come by ``ioregionfds``, if there are any; the server calls this."""
+        if self._ioregionfds is not None:
+            self._ioregionfds.answer()
+
     @property
     def is_connected(self) -> bool:
         """A client is connected."""

@@ -30,6 +30,9 @@ log = logging.getLogger("vfio_user.server")
 #: Commands taken in one go; what is left is taken when everybody else has had a turn.
 _BATCH = 64
 
+#: Batches answered at most before a device is stopped: more than a socket holds, so that a client cannot put that off.
+_MAX_BATCHES = 64
+
 
 class IoSockets:
     """The sockets of one device; it has none until a client asks.
@@ -59,6 +62,11 @@ class IoSockets:
             fds.append(self._open[index, part].client.fileno())
         return tuple(fds)
 
+    def answer(self) -> None:
+        """Carries out now what has come: the device is about to be stopped, and what is in a socket does not move."""
+        for each in self._open.values():
+            each.answer()
+
     def clear(self) -> None:
         """Closes all of them: the client is gone."""
         for each in self._open.values():
@@ -73,6 +81,7 @@ class _IoSocket:
         self._region = region
         self._part = part
         self._begun = b""
+        self._has_ended = False
         self._own, self.client = socket.socketpair()
         self._own.setblocking(False)
         try:
@@ -82,14 +91,23 @@ class _IoSocket:
             self.client.close()
             raise
 
+    def answer(self) -> None:
+        for _ in range(_MAX_BATCHES):
+            if self._has_ended or not self._serve_batch():
+                return
+
     def _serve(self) -> None:
+        self._serve_batch()
+
+    def _serve_batch(self) -> bool:
+        """Carries out one batch; False if there is none."""
         try:
             received = self._own.recv(_BATCH * IO_REGION_SIZE)
         except BlockingIOError:
-            return
+            return False
         if not received:
             self._end("the client hung up")
-            return
+            return False
         received = self._begun + received
         whole = len(received) // IO_REGION_SIZE * IO_REGION_SIZE
         self._begun = received[whole:]
@@ -101,8 +119,10 @@ class _IoSocket:
                     self._own.sendall(encode_io_region_reply(value))
         except (OSError, RemoteProtocolError) as exc:
             self._end(str(exc))  # it speaks something else, or does not read its replies
+        return True
 
     def _end(self, why: str) -> None:
+        self._has_ended = True
         log.warning("%s: its socket is closed: %s", self._part, why)
         self._watching.close()
         with contextlib.suppress(OSError):

@@ -221,6 +221,7 @@ class Migration(ABC):
 
     def _stop(self) -> None:
         self._device.ioeventfds.answer()
+        self._device.answer_sockets()
         self._device.hold()
 
     def _begin_saving(self) -> None:
