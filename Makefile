@@ -20,7 +20,7 @@ echo "Install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv), o
 exit 1
 endef
 
-.PHONY: help demo test test-fast test-guest check check-format check-lint check-types check-layers format bench bench-nvme clean
+.PHONY: help demo test test-fast test-guest check check-format check-lint check-types check-layers format bench bench-nvme bench-lsi clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench: $(VENV)/.installed-dev ## measure the message path, start-up and memory; 
 
 bench-nvme: $(VENV)/.installed-dev ## measure the NVMe controller under a load generator, and under Linux next to QEMU's own; BENCH_ARGS="--profile" says where time goes
 	@$(BIN)/python -m bench.nvme $(BENCH_ARGS)
+
+bench-lsi: $(VENV)/.installed-dev ## measure the SCSI controller under Linux next to QEMU's own; BENCH_ARGS="--profile" says where time goes
+	@$(BIN)/python -m bench.lsi $(BENCH_ARGS)
 
 clean: ## remove everything that was made here (not the guest kit: that is in ~/.cache/vfio-user)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

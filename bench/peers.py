@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 __all__ = ["Programs", "Register", "Sample", "connect", "drive", "programs", "running"]
 
@@ -83,16 +84,19 @@ def programs(folder: Path) -> Programs:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], address: Path, cpu: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts a server on one core, waits until it listens at ``address``, and ends it in the end.
+def running(
+    command: Sequence[str], address: Path, cpu: int | None, stderr: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a server on one core (None: on any), waits until it listens at ``address``, and ends it in the end.
 
     Raises:
         TimeoutError: it does not listen.
         RuntimeError: it ended by itself.
     """
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
     try:
-        os.sched_setaffinity(process.pid, {cpu})
+        if cpu is not None:
+            os.sched_setaffinity(process.pid, {cpu})
         deadline = time.monotonic() + _START_TIMEOUT
         while not connect(address):
             if process.poll() is not None:
