@@ -116,6 +116,29 @@ def test_disc_and_track(initiator: Initiator) -> None:
     initiator.illegal(cdb("BBIxHx", 0x52, 3, 1, 255), 1, 1)
 
 
+def structure(kind: int, *, layer: int = 0, media: int = 0, length: int = 4096) -> bytes:
+    return cdb("BBIBBHBx", 0xAD, media, 0, layer, kind, length, 0)
+
+
+def test_structures_of_a_dvd() -> None:
+    blocks = 400_000
+    initiator = Initiator(CdRom(Storage(blocks * 2048))).ready()
+    physical = initiator.good(structure(0))
+    assert (len(physical), physical[:4]) == (2052, bytes.fromhex("0802 0000"))
+    assert struct.unpack_from(">III", physical, 8) == (0x3_0000, 0x3_0000 + blocks - 1, 0)
+    assert initiator.good(structure(1)) == bytes.fromhex("0006 0000 00000000")
+    assert initiator.good(structure(0xFF)) == bytes.fromhex("000a 0000 00400804 01400008")
+    initiator.illegal(structure(4), 7)
+    initiator.illegal(structure(0, layer=1), 6)
+    initiator.illegal(structure(0, media=1), 1, 3)
+
+
+def test_a_cd_has_no_such_structures(initiator: Initiator) -> None:
+    initiator.check(structure(0), SenseKey.ILLEGAL_REQUEST, AdditionalSense.INCOMPATIBLE_MEDIUM)
+    initiator.good(EJECT)
+    initiator.check(structure(0), NOT_READY, AdditionalSense.MEDIUM_NOT_PRESENT_TRAY_OPEN)
+
+
 def features(data: bytes) -> dict[int, int]:
     found, rest = {}, data[8:]
     while rest:

@@ -292,6 +292,25 @@ def test_unmap_of_nothing() -> None:
     assert storage.discarded == []
 
 
+@pytest.mark.parametrize("command", ["040000000000", "041000000000", "043000000000"])
+def test_formatting_takes_no_time(command: str) -> None:
+    storage, initiator = make()
+    storage.bytes[:512] = b"x" * 512
+    initiator.good(command, bytes({"0": 0, "1": 4, "3": 8}[command[2]]))
+    initiator.good(read_10(0, 1))
+
+
+def test_formats_there_are_none_of() -> None:
+    _, initiator = make()
+    for byte, bit in [(0x80, 7), (0x08, 3), (0x04, 2)]:
+        initiator.illegal(f"04{byte:02x}00000000", 1, bit)
+    for header, byte in [("01000000", 0), ("00080000", 1), ("00000001", 2)]:
+        initiator.illegal("041000000000", byte, data=bytes.fromhex(header), in_data=True)
+    initiator.illegal("043000000000", 3, data=bytes.fromhex("0000000100000000"), in_data=True)
+    _, initiator = make(read_only=True)
+    initiator.check("040000000000", SenseKey.DATA_PROTECT, AdditionalSense.WRITE_PROTECTED)
+
+
 def test_unmap_that_is_wrong() -> None:
     storage, initiator = make()
     initiator.illegal(unmap(24, anchor=1), 1, 0)

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 from vfio_user.backends import Backend
 from vfio_user.devices.scsi.block_unit import BlockUnit
-from vfio_user.devices.scsi.logical_unit import command, invalid_field
+from vfio_user.devices.scsi.logical_unit import command, illegal, invalid_field
 from vfio_user.devices.scsi.task import Task
 from vfio_user.hardware.scsi import mmc
 from vfio_user.hardware.scsi.cdb import Command
 from vfio_user.hardware.scsi.codes import AdditionalSense, DeviceType
 from vfio_user.hardware.scsi.codes import OperationCode as Op
-from vfio_user.hardware.scsi.mmc import Feature, MediaEvent, MediaStatus, Profile, TocFormat
+from vfio_user.hardware.scsi.mmc import DiscStructure, Feature, MediaEvent, MediaStatus, Profile, TocFormat
 from vfio_user.hardware.scsi.mode_pages import (
     CD_CAPABILITIES,
     CD_ERROR_RECOVERY,
@@ -135,6 +135,20 @@ class CdRom(BlockUnit):
         if cdb.address != 1 if cdb.address_type else cdb.address >= self.blocks:
             raise invalid_field(cdb, "address")
         return mmc.track_information(self.blocks)
+
+    @command(Op.READ_DISC_STRUCTURE)
+    def read_disc_structure(self, task: Task, cdb: Command) -> bytes:
+        """READ DISC STRUCTURE, which the feature DVD Read asks for; of CDs there is none. Spec: 6.21."""
+        self.check_ready()
+        if cdb.media_type:
+            raise invalid_field(cdb, "media_type")
+        if self.profile is not Profile.DVD_ROM:
+            raise illegal(AdditionalSense.INCOMPATIBLE_MEDIUM)
+        if cdb.layer:
+            raise invalid_field(cdb, "layer")
+        if cdb.format not in [*DiscStructure]:
+            raise invalid_field(cdb, "format")
+        return mmc.disc_structure(DiscStructure(cdb.format), self.blocks)
 
     # The drive.
 

@@ -14,6 +14,7 @@ from vfio_user.hardware.scsi.cdb import Command
 from vfio_user.hardware.scsi.codes import AdditionalSense, DeviceType, SenseKey
 from vfio_user.hardware.scsi.codes import OperationCode as Op
 from vfio_user.hardware.scsi.inquiry import BLOCK_LIMITS, PROVISIONING, VpdPage, block_characteristics_page
+from vfio_user.hardware.scsi.layout import Layout
 from vfio_user.hardware.scsi.log_pages import ErrorCounter, LogPage
 from vfio_user.hardware.scsi.mode_pages import (
     CACHING,
@@ -34,6 +35,10 @@ _ZERO_PIECE = 64 << 20
 
 _UNMAP_HEADER = struct.Struct(">HH4x")
 _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
+
+#: Parameter lists of FORMAT UNIT. Spec: SBC-3 5.3.2.2.
+_FORMAT_SHORT = Layout(4, protection=(0, 2, 3), pattern=(1, 3), defects=(2, 7, 16))
+_FORMAT_LONG = Layout(8, protection=(0, 2, 3), pattern=(1, 3), protection_interval=(3, 3, 4), defects=(4, 7, 32))
 
 _WRITES = {Op.WRITE_6, Op.WRITE_10, Op.WRITE_12, Op.WRITE_16}
 _WRITES_AND_VERIFIES = {Op.WRITE_AND_VERIFY_10, Op.WRITE_AND_VERIFY_12, Op.WRITE_AND_VERIFY_16}
@@ -189,6 +194,22 @@ class Disk(BlockUnit):
                 yield from self.call(medium, zero, blocks=medium.flush_blocks)
         if not self.mode_value(CACHING, "wce"):
             yield from self.flush(medium)
+        return None
+
+    @command(Op.FORMAT_UNIT)
+    def format_unit(self, task: Task, cdb: Command) -> Steps:
+        """FORMAT UNIT: there is nothing to be done, and what the blocks hold then is ours to say. Spec: SBC-3 5.3."""
+        for name in ("protection", "complete_list", "list_format"):
+            if getattr(cdb, name):
+                raise invalid_field(cdb, name)
+        self.check_writable()
+        if cdb.has_data:
+            layout = _FORMAT_LONG if cdb.long_list else _FORMAT_SHORT
+            header = yield DataOut(layout.length)
+            # No pattern, no protection, and no list of defects to go by.
+            for name in ("protection", "pattern", "protection_interval", "defects"):
+                if name in layout.fields and layout.get(header, name):
+                    raise invalid_parameter(layout.fields[name].byte)
         return None
 
     # What it says about itself.

@@ -102,6 +102,14 @@ LAYOUTS: dict[tuple[int, int | None], Layout] = {
         allocation_length=(6, 7, 32),
     ),
     # Blocks: SBC-3, and the same on CD-ROMs.
+    (Op.FORMAT_UNIT, None): _cdb(
+        Op.FORMAT_UNIT,
+        protection=(1, 7, 2),
+        long_list=(1, 5),
+        has_data=(1, 4),
+        complete_list=(1, 3),
+        list_format=(1, 2, 3),
+    ),
     (Op.START_STOP_UNIT, None): _cdb(
         Op.START_STOP_UNIT,
         immediate=(1, 0),
@@ -147,6 +155,14 @@ LAYOUTS: dict[tuple[int, int | None], Layout] = {
     (Op.READ_DISC_INFORMATION, None): _cdb(Op.READ_DISC_INFORMATION, data_type=(1, 2, 3), allocation_length=(7, 7, 16)),
     (Op.READ_TRACK_INFORMATION, None): _cdb(
         Op.READ_TRACK_INFORMATION, address_type=(1, 1, 2), address=(2, 7, 32), allocation_length=(7, 7, 16)
+    ),
+    (Op.READ_DISC_STRUCTURE, None): _cdb(
+        Op.READ_DISC_STRUCTURE,
+        media_type=(1, 3, 4),
+        address=(2, 7, 32),
+        layer=(6, 7, 8),
+        format=(7, 7, 8),
+        allocation_length=(8, 7, 16),
     ),
     (Op.SET_CD_SPEED, None): _cdb(Op.SET_CD_SPEED, read_speed=(2, 7, 16), write_speed=(4, 7, 16)),
     (Op.MECHANISM_STATUS, None): _cdb(Op.MECHANISM_STATUS, allocation_length=(8, 7, 16)),

@@ -117,6 +117,7 @@ class OperationCode(IntEnum):
 
     TEST_UNIT_READY = 0x00
     REQUEST_SENSE = 0x03
+    FORMAT_UNIT = 0x04
     READ_6 = 0x08
     WRITE_6 = 0x0A
     INQUIRY = 0x12
@@ -159,6 +160,7 @@ class OperationCode(IntEnum):
     MAINTENANCE_IN = 0xA3
     READ_12 = 0xA8
     WRITE_12 = 0xAA
+    READ_DISC_STRUCTURE = 0xAD
     WRITE_AND_VERIFY_12 = 0xAE
     VERIFY_12 = 0xAF
     SET_CD_SPEED = 0xBB

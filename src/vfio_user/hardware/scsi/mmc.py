@@ -11,6 +11,7 @@ __all__ = [
     "DATA_TRACK",
     "EVENT_CLASS_MEDIA",
     "LEAD_OUT",
+    "DiscStructure",
     "Feature",
     "MediaEvent",
     "MediaStatus",
@@ -18,6 +19,7 @@ __all__ = [
     "TocFormat",
     "configuration",
     "disc_information",
+    "disc_structure",
     "event_status",
     "full_toc",
     "mechanism_status",
@@ -37,6 +39,9 @@ DATA_TRACK: Final = 0x14
 #: NOTIFICATION CLASS of media events.
 EVENT_CLASS_MEDIA: Final = 4
 
+#: The first physical sector of a DVD's data area.
+_DVD_START = 0x3_0000
+
 #: Frames before block 0, in the addresses of minutes, seconds and frames.
 _MSF_OFFSET = 150
 
@@ -55,6 +60,14 @@ class TocFormat(IntEnum):
     TOC = 0
     SESSION_INFORMATION = 1
     FULL_TOC = 2
+
+
+class DiscStructure(IntEnum):
+    """Formats of READ DISC STRUCTURE. Spec: 6.21.3."""
+
+    PHYSICAL = 0x00
+    COPYRIGHT = 0x01
+    LIST = 0xFF
 
 
 class MediaEvent(IntEnum):
@@ -159,6 +172,21 @@ def disc_information() -> bytes:
 def track_information(blocks: int) -> bytes:
     """READ TRACK INFORMATION: the one data track, all recorded. Spec: 6.27.3."""
     return struct.pack(">HBBxBBxI12xI8x", 34, 1, 1, 4, 1, 0, min(blocks, 0xFFFF_FFFF))
+
+
+def disc_structure(kind: DiscStructure, blocks: int) -> bytes:
+    """READ DISC STRUCTURE, of a DVD-ROM of one layer without copy protection. Spec: 6.21.3.2."""
+    match kind:
+        case DiscStructure.PHYSICAL:
+            # Version 1, 120 mm, any rate, embossed; from the first physical sector of data to the last.
+            body = struct.pack(">BBBBIII", 0x01, 0x0F, 0x01, 0x00, _DVD_START, _DVD_START + max(blocks - 1, 0), 0)
+            body = body.ljust(2048, b"\0")
+        case DiscStructure.COPYRIGHT:
+            body = bytes(4)
+        case DiscStructure.LIST:
+            readable = (DiscStructure.PHYSICAL, DiscStructure.COPYRIGHT)
+            body = b"".join(struct.pack(">BBH", each, 0x40, len(disc_structure(each, blocks))) for each in readable)
+    return struct.pack(">H2x", 2 + len(body)) + body
 
 
 def mechanism_status(*, door_open: bool) -> bytes:
