@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import Outcome
+from tests.cli.support import LAMP, Outcome
 from vfio_user.devices.registry import SHIPPED
 
 Run = Callable[..., Outcome]
@@ -25,8 +25,49 @@ def test_shipped_devices_with_ids_and_options(run: Run) -> None:
 def test_json(run: Run) -> None:
     edu, gpio = json.loads(run("devices", "--json").stdout)[:2]
     assert edu["pci_id"] == "1234:11e8"
-    assert edu["options"][0] == {"name": "dma_mask", "type": "integer", "required": False, "default": "0xfffffff"}
+    assert edu["options"][0] == {
+        "name": "dma_mask",
+        "type": "integer",
+        "required": False,
+        "default": "0xfffffff",
+        "description": "the address bits its DMA engine has.",
+    }
     assert gpio["linux_modules"] == ["gpio-pci-idio-16"]
+
+
+def test_what_the_options_of_one_mean(run: Run) -> None:
+    lines = run("devices", "edu", "lsi53c810").stdout.splitlines()
+    assert lines[:4] == [
+        "edu  1234:11e8",
+        "    QEMU's educational device.",
+        "    dma_mask  integer  default 0xfffffff",
+        "        the address bits its DMA engine has.",
+    ]
+    # Options that differ in a number only are one line.
+    assert [line.split()[:3] for line in lines if "default none" in line] == [
+        ["disk0", "to", "disk6"],
+        ["cdrom0", "to", "cdrom6"],
+    ]
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_device_of_ones_own(run: Run, folder: Path) -> None:
+    (folder / "lamp.py").write_text(LAMP)
+    outcome = run("devices", str(folder / "lamp.py"))
+    assert outcome.status == 0
+    assert "lamp.py\n    Shines.\n    size  integer  default 4K\n" in outcome.stdout
+
+
+def test_no_such_device(run: Run) -> None:
+    outcome = run("devices", "edo")
+    assert outcome.status == 2
+    assert outcome.stderr.startswith("vfio-user: there is no device 'edo'; did you mean 'edu'?")
+
+
+def test_every_option_that_ships_is_explained(run: Run) -> None:
+    for about in json.loads(run("devices", "--json").stdout):
+        for option in about["options"]:
+            assert option["description"], (about["name"], option["name"])
 
 
 def test_a_device_that_cannot_be_loaded_does_not_hide_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,17 @@ class Bright(Lamp):
         super().__init__(size=size, **rest)
 
 
+class Explained(Bright):
+    """Has a text.
+
+    Args:
+        size: bytes of it.
+    """
+
+    def __init__(self, *, size: int = 5, **rest: Any) -> None:
+        super().__init__(size=size, **rest)
+
+
 class Needy(Device):
     def __init__(self, *, image: Path) -> None:
         super().__init__()
@@ -85,6 +96,12 @@ def test_options_of_a_base_class_come_along_with_keywords() -> None:
     assert options[0] == DeviceOption("size", int, False, 5)
     assert [option.name for option in options].count("size") == 1
     assert "speed" in [option.name for option in options]
+
+
+def test_an_option_has_the_text_of_the_class_whose_parameter_it_is() -> None:
+    docs = {option.name: option.doc for option in device_options(Explained)}
+    assert docs["size"] == "bytes of it."
+    assert docs["watts"] == ""
 
 
 def test_a_device_without_a_constructor_has_no_options() -> None:

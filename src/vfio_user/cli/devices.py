@@ -1,11 +1,13 @@
-"""``vfio-user devices``: what can be served by name, with PCI ids and options; or its descriptors, written to files."""
+"""``vfio-user devices``: what can be served, with PCI ids and options; or its descriptors, written to files."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import json
-from collections.abc import Mapping
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from vfio_user.cli.common import pci_id
 from vfio_user.cli.output import Style, columns, complain, wrap
 from vfio_user.devices.descriptors import describe, write_descriptor
 from vfio_user.devices.options import DeviceOption, device_options
-from vfio_user.devices.registry import DeviceEntry, known_devices
+from vfio_user.devices.registry import DeviceEntry, find_device, known_devices
 from vfio_user.errors import VfioUserError
 
 __all__ = ["add_arguments", "run"]
@@ -23,6 +25,12 @@ _INDENT = "    "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``devices``."""
+    parser.add_argument(
+        "devices",
+        nargs="*",
+        metavar="DEVICE",
+        help="show these, and what their options mean (default: list all by name)",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument(
@@ -48,21 +56,37 @@ class _Listed:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the list, or writes the files."""
+    named = [_entry(text) for text in arguments.devices]
     if arguments.write is not None:
-        return _write(arguments.write)
-    listed = [_look_at(entry) for entry in known_devices()]
+        return _write(arguments.write, named or known_devices())
+    listed = [_look_at(entry) for entry in named or known_devices()]
     if arguments.json:
         print(json.dumps([_as_json(each) for each in listed], indent=2))
-    else:
-        style = Style()
-        print("\n\n".join("\n".join(_as_text(each, style)) for each in listed))
-        print(f"\n{style.dim('serve one with: vfio-user serve NAME --set OPTION=VALUE')}")
+        return 0
+    style = Style()
+    print("\n\n".join("\n".join(_as_text(each, style, explained=bool(named))) for each in listed))
+    serve = "serve one with: vfio-user serve DEVICE --set OPTION=VALUE"
+    explain = "what its options mean: vfio-user devices DEVICE"
+    print(f"\n{style.dim(serve if named else explain)}")
     return 0
 
 
-def _write(folder: Path) -> int:
+def _entry(text: str) -> DeviceEntry:
+    """A device by its name, or by where its class is written.
+
+    Raises:
+        VfioUserError: there is none, or it cannot be imported.
+    """
+    for entry in known_devices():
+        if entry.name == text:
+            return entry
+    find_device(text)
+    return DeviceEntry(text, text, "")
+
+
+def _write(folder: Path, entries: Iterable[DeviceEntry]) -> int:
     try:
-        for entry in known_devices():
+        for entry in entries:
             print(write_descriptor(entry, entry.load(), folder))
     except OSError as exc:
         complain(f"no descriptors were written to {folder}: {exc.strerror}")
@@ -84,7 +108,7 @@ def _look_at(entry: DeviceEntry) -> _Listed:
     )
 
 
-def _as_text(each: _Listed, style: Style) -> list[str]:
+def _as_text(each: _Listed, style: Style, *, explained: bool) -> list[str]:
     heading = style.bold(each.entry.name)
     if each.pci_id:
         heading += f"  {each.pci_id}"
@@ -97,11 +121,29 @@ def _as_text(each: _Listed, style: Style) -> list[str]:
         lines.append(wrap(each.summary, _INDENT))
     if each.linux_modules:
         lines.append(wrap(f"Linux driver: {', '.join(each.linux_modules)}", _INDENT))
+    series = _series(each.options)
     rows = [
-        (option.name, option.type_text, "required" if option.required else f"default {option.default_text}")
-        for option in each.options
+        (name, option.type_text, "required" if option.required else f"default {option.default_text}")
+        for name, option in series.items()
     ]
-    return lines + columns(rows, _INDENT)
+    for option, line in zip(series.values(), columns(rows, _INDENT), strict=True):
+        lines.append(line)
+        if explained and option.doc:
+            lines.append(wrap(option.doc, 2 * _INDENT))
+    return lines
+
+
+def _series(options: Sequence[DeviceOption]) -> dict[str, DeviceOption]:
+    """The options by what they are listed as: those that differ in nothing but a number at the end are one line."""
+    listed: dict[str, DeviceOption] = {}
+
+    def kind(option: DeviceOption) -> tuple[object, ...]:
+        return option.name.rstrip(string.digits), option.type, option.required, option.default
+
+    for _, group in itertools.groupby(options, kind):
+        first, *others = group
+        listed[f"{first.name} to {others[-1].name}" if others else first.name] = first
+    return listed
 
 
 def _as_json(each: _Listed) -> dict[str, object]:
@@ -124,6 +166,7 @@ def _as_json(each: _Listed) -> dict[str, object]:
                 "type": option.type_text,
                 "required": option.required,
                 "default": None if option.required else option.default_text,
+                "description": option.doc,
             }
             for option in each.options
         ],

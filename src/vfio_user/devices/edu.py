@@ -12,14 +12,18 @@ __all__ = ["Edu"]
 
 
 class Edu(PciDevice):
-    """QEMU's educational device."""
+    """QEMU's educational device.
+
+    Args:
+        dma_mask: the address bits its DMA engine has.
+    """
 
     vendor_id, device_id, class_code, revision = 0x1234, 0x11E8, 0x00FF00, 0x10
     msi = Msi(vectors=1)
     bar0 = MemoryBar(size=1 << 20, registers=EduRegisters)
     migratable, saved_attributes = True, ("buffer",)
 
-    def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:  # the address bits of its DMA engine
+    def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:
         super().__init__()
         self.dma_mask = dma_mask
         self.buffer = bytearray(BUFFER_SIZE)

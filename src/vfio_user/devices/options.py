@@ -1,8 +1,8 @@
 """A device's options: the parameters of its constructor, given as text and converted by their annotations.
 
 ``class Edu(PciDevice): def __init__(self, *, dma_mask: int = 0x0FFF_FFFF)`` has one option, ``dma_mask``, and
-``make_device(Edu, {"dma_mask": "256M"})`` is ``Edu(dma_mask=0x1000_0000)``. Nothing but the constructor describes an
-option, so there is nothing to keep in step with it.
+``make_device(Edu, {"dma_mask": "256M"})`` is ``Edu(dma_mask=0x1000_0000)``. Nothing but the constructor and its
+docstring describes an option, so there is nothing to keep in step with them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vfio_user.devices.option_docs import described_arguments
 from vfio_user.devices.user_code import describe_failure
 from vfio_user.errors import DefinitionError, DeviceOptionError
 
@@ -40,12 +41,14 @@ class DeviceOption:
         type: what a value is converted to.
         required: it has no default.
         default: None also where it is required.
+        doc: what the class's docstring says of it, in one line; empty where it says nothing.
     """
 
     name: str
     type: Any
     required: bool
     default: Any
+    doc: str = ""
 
     @property
     def type_text(self) -> str:
@@ -76,10 +79,11 @@ def device_options(cls: type[Device]) -> list[DeviceOption]:
         constructor = base.__dict__.get("__init__")
         if constructor is None:
             continue
+        docs = described_arguments(base)
         parameters = list(inspect.signature(constructor).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                option = _option(cls, parameter, constructor)
+                option = _option(cls, parameter, constructor, docs.get(parameter.name, ""))
                 if option is not None:
                     options.setdefault(option.name, option)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -187,7 +191,7 @@ def _choose(text: str, choices: Mapping[str, Any], shown: str | None = None) -> 
     raise ValueError(f"it must be {shown or 'one of ' + ', '.join(choices)}")
 
 
-def _option(cls: type, parameter: inspect.Parameter, constructor: Any) -> DeviceOption | None:
+def _option(cls: type, parameter: inspect.Parameter, constructor: Any, doc: str) -> DeviceOption | None:
     required = parameter.default is parameter.empty
     kind = _annotation(parameter, constructor)
     if kind is None:
@@ -199,7 +203,7 @@ def _option(cls: type, parameter: inspect.Parameter, constructor: Any) -> Device
                 f"give the parameter a default"
             )
         return None
-    return DeviceOption(parameter.name, kind, required, None if required else parameter.default)
+    return DeviceOption(parameter.name, kind, required, None if required else parameter.default, doc)
 
 
 def _annotation(parameter: inspect.Parameter, constructor: Any) -> Any:

@@ -41,14 +41,14 @@ class Lsi53c8xx(PciDevice):
 
     Args:
         targets: what is on the bus, by SCSI id; for devices made in Python.
-        disk0: image of the disk with SCSI id 0, as ``vfio_user.backends.open_backend`` takes it; and so on.
+        disk0: image of the disk with that SCSI id: a file, or what else ``vfio_user.backends.open_backend`` takes.
         disk1: see ``disk0``.
         disk2: see ``disk0``.
         disk3: see ``disk0``.
         disk4: see ``disk0``.
         disk5: see ``disk0``.
         disk6: see ``disk0``.
-        cdrom0: image of the disc in the CD-ROM drive with SCSI id 0; and so on.
+        cdrom0: image of the disc in the CD-ROM drive with that SCSI id.
         cdrom1: see ``cdrom0``.
         cdrom2: see ``cdrom0``.
         cdrom3: see ``cdrom0``.
