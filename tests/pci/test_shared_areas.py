@@ -47,6 +47,32 @@ def test_the_class_has_the_declaration_and_the_device_the_memory() -> None:
     assert str(Card.tails).startswith(f"tails = shared_area({PAGE_SIZE:#x}, {PAGE_SIZE:#x}) (")
 
 
+class Sometimes(Base):
+    bar0 = MemoryBar(8 * PAGE_SIZE, registers=Registers)
+    over = bar0.shared_area(0, PAGE_SIZE, when=lambda device: device.is_mapped)
+    half = bar0.shared_area(2 * PAGE_SIZE, PAGE_SIZE // 2, when=lambda device: device.is_odd)
+
+    def __init__(self, *, is_mapped: bool, is_odd: bool = False) -> None:
+        self.is_mapped, self.is_odd = is_mapped, is_odd
+
+
+def test_an_area_some_devices_have_may_cover_registers() -> None:
+    with_it, without = Sometimes(is_mapped=True), Sometimes(is_mapped=False)
+    regions = build_function(with_it).regions[0], build_function(without).regions[0]
+    assert [region.mappable_areas for region in regions] == [((0, PAGE_SIZE),), ()]
+    for region in regions:
+        region.write(0, 4, 7)
+    assert (with_it.over[0], with_it.bar0.control, without.bar0.control) == (7, 0, 7)
+    with pytest.raises(StateError, match=r"or its when= said that this one has none"):
+        without.over  # noqa: B018
+
+
+def test_an_area_some_devices_have_is_checked_where_it_is() -> None:
+    build_function(Sometimes(is_mapped=True))
+    with pytest.raises(DefinitionError, match="what is mapped are whole pages"):
+        build_function(Sometimes(is_mapped=True, is_odd=True))
+
+
 def test_an_unbuilt_device_says_so() -> None:
     with pytest.raises(StateError, match=r"tails is not built yet in this Card: call super\(\).__init__\(\)"):
         Card().tails  # noqa: B018

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -175,6 +175,22 @@ def test_what_is_no_state_changes_nothing(state: bytes, why: str) -> None:
     with pytest.raises(InvalidAccess, match=why):
         card.load_state(state)
     assert card.save_state() == before
+
+
+def test_a_device_refuses_attributes_before_anything_has_changed() -> None:
+    class Choosy(Card):
+        def check_loaded(self, attributes: Mapping[str, Any]) -> None:
+            if attributes["kept"] != self.kept:
+                raise InvalidAccess("made with another")
+
+    Choosy.__name__ = "Card"
+    state = Card(5).save_state()
+    Choosy(5).load_state(state)
+    card = Choosy(6)
+    card.bar0.value = 3
+    with pytest.raises(InvalidAccess, match="made with another"):
+        card.load_state(state)
+    assert (card.kept, card.bar0.value) == (6, 3)
 
 
 def test_every_truncation_is_noticed() -> None:

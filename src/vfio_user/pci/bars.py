@@ -301,7 +301,7 @@ class MemoryBar(Bar[R]):
             size=size, width=width, prefetchable=prefetchable, registers=registers, region=region, shared=shared
         )
 
-    def shared_area(self, offset: int, size: int) -> SharedArea:
+    def shared_area(self, offset: int, size: int, *, when: Callable[[Any], bool] | None = None) -> SharedArea:
         """Makes part of it memory that a client may map, beside its registers: ``tails = bar0.shared_area(...)``.
 
         Read through a device, the attribute is that memory, a memoryview. The first area counts for SPDK, which maps
@@ -310,11 +310,13 @@ class MemoryBar(Bar[R]):
         Args:
             offset: bytes into the BAR, the start of a page.
             size: bytes, whole pages.
+            when: asked once, while a device is made, whether that one has it. A device without it has there what lies
+                beneath: registers, which such an area may cover. None for every device.
 
         Raises:
-            DefinitionError: they are no whole pages.
+            DefinitionError: they are no whole pages; with ``when``, once a device has it.
         """
-        return SharedArea(self, offset, size, here(1))
+        return SharedArea(self, offset, size, here(1), when)
 
     @property
     def flags(self) -> int:

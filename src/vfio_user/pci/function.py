@@ -183,7 +183,7 @@ class PciFunction:
             filled = bar.fill(self._with_msix(index, region))
             if len(filled.mappable_areas) < len(region.mappable_areas):
                 raise bar.error("MSI-X lies in an area of its region that can be mapped: say table_offset= elsewhere")
-            areas = self.declaration.shared_areas.get(index)
+            areas = tuple(area for area in self.declaration.shared_areas.get(index, ()) if area.is_in(device))
             if areas:
                 filled = self._with_areas(bar, filled, areas, named)
             if doorbells:

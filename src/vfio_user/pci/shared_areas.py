@@ -10,12 +10,14 @@ They are made by their BAR and stand in the class beside it; read through a devi
     Card.tails  # the SharedArea
     Card().tails  # a memoryview of 4096 bytes, which the client has before it, too
 
+One with ``when=`` is there in some devices of the class, and in others what lies beneath it.
+
 Spec: vfio-user "VFIO_USER_DEVICE_GET_REGION_INFO", the sparse mmap capability.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 from vfio_user.errors import DefinitionError, StateError
@@ -47,18 +49,28 @@ class SharedArea:
         bar: where it lies.
         offset: bytes into the BAR.
         size: bytes.
+        when: says of a device whether it has it; None where every device does.
         name: the attribute it was declared as.
         location: the line it was declared in.
 
     Ownership: belongs to its class and is never written to after it.
     """
 
-    def __init__(self, bar: Bar[Any], offset: int, size: int, location: Location) -> None:
+    def __init__(
+        self, bar: Bar[Any], offset: int, size: int, location: Location, when: Callable[[Any], bool] | None = None
+    ) -> None:
         self.bar = bar
         self.offset = offset
         self.size = size
+        self.when = when
         self.name = ""
         self.location = location
+        if when is None:
+            self._check_pages()
+
+    def _check_pages(self) -> None:
+        """Pages may be larger elsewhere: an area that is not in every device is checked where it is."""
+        offset, size = self.offset, self.size
         if size <= 0 or offset < 0 or offset % PAGE_SIZE or size % PAGE_SIZE:
             start, end = max(offset, 0) // PAGE_SIZE * PAGE_SIZE, -(-(offset + max(size, 1)) // PAGE_SIZE) * PAGE_SIZE
             raise self.error(
@@ -70,6 +82,19 @@ class SharedArea:
     def end(self) -> int:
         """The offset behind it."""
         return self.offset + self.size
+
+    def is_in(self, device: object) -> bool:
+        """A device, which is being made, has it.
+
+        Raises:
+            DefinitionError: it has, and it is no whole pages.
+        """
+        if self.when is None:
+            return True
+        if not self.when(device):
+            return False
+        self._check_pages()
+        return True
 
     def __str__(self) -> str:
         name = f"{self.name} = " if self.name else ""
@@ -95,8 +120,9 @@ class SharedArea:
         # No __set__: the memory a device has in its __dict__ is found first.
         if instance is None:
             return self
+        hint = "" if self.when is None else "; or its when= said that this one has none"
         raise StateError(
-            f"{self.name} is not built yet in this {owner.__name__}: call super().__init__() before using it"
+            f"{self.name} is not built yet in this {owner.__name__}: call super().__init__() before using it{hint}"
         )
 
 
@@ -148,8 +174,9 @@ def _check_shared_area(area: SharedArea, index: int, bar: Bar[Any]) -> None:
         raise area.error(f"all of {where} is shared already: drop the area, or shared=True")
     if area.end > bar.size:
         raise area.error(f"it leaves {where}, which has {bar.size:#x} bytes")
-    if bar.registers is not None:
+    if bar.registers is not None and area.when is None:
         for item, _ in bar.registers.layout.find(area.offset, area.size):
             raise area.error(
-                f"register {item} of {where} lies in it, and accesses of mapped memory reach no register: move one"
+                f"register {item} of {where} lies in it, and accesses of mapped memory reach no register: move one, or "
+                "say when= it is to lie over it"
             )

@@ -18,9 +18,9 @@ register language.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vfio_user.errors import InvalidAccess
 from vfio_user.pci.capabilities.power_management import PowerState
@@ -115,6 +115,16 @@ class PciDevice(Device, PciAttributes):
 
     def on_capability(self, name: str, register: str) -> None:
         """The driver wrote a register of the capability declared as ``name``; one without a callback of its own."""
+
+    def check_loaded(self, attributes: Mapping[str, Any]) -> None:
+        """A state is about to be loaded: says, before anything has changed, whether its attributes fit this device.
+
+        Args:
+            attributes: the saved ones, by name; of the types this device's have, and otherwise as the client sent them.
+
+        Raises:
+            InvalidAccess: they do not; the state is refused.
+        """
 
     def on_loaded(self) -> None:
         """A saved state was loaded, and all work put off before was dropped: put off what, by it, is under way.

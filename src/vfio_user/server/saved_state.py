@@ -105,9 +105,10 @@ class DeviceState:
             raise InvalidAccess(
                 f"saved state of {name}: version {version}, this class reads {device.state_version} (state_version)"
             )
+        # First: a device that was made otherwise says so in its own words.
+        attributes = self._check_attributes(description.get("attributes"))
         restore_function = self._function.check(description.get("function"))
         restore_interrupts = device.interrupts.check_state(description.get("interrupts"))
-        attributes = self._check_attributes(description.get("attributes"))
 
         def put_back() -> None:
             restore_function()
@@ -186,6 +187,7 @@ class DeviceState:
                 raise InvalidAccess(
                     f"saved state of {name}: {attribute} is a {type(value).__name__}, not a {type(current).__name__}"
                 )
+        device.check_loaded(values)
         return values
 
 
