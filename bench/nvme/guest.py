@@ -49,7 +49,7 @@ CONTENDERS = {
     "trapped": Contender("trapped", "nvme"),
     "shadow": Contender("shadow", "nvme", settings=("doorbells=shadow",)),
     "inline": Contender("trapped, mapped file", "nvme", "file:{file}?mapped=on"),
-    "mapped": Contender("polled, mapped file", "nvme-polled", "file:{file}?mapped=on"),
+    "mapped": Contender("mapped, mapped file", "nvme", "file:{file}?mapped=on", settings=("doorbells=mapped",)),
 }
 
 #: What fio does: how, bytes of a command, commands outstanding.

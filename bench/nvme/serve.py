@@ -8,20 +8,15 @@ import signal
 import sys
 
 from vfio_user import Server
-from vfio_user.devices.nvme.controller import DoorbellMode, Nvme
+from vfio_user.devices.nvme import DoorbellMode, Nvme
 from vfio_user.devices.nvme.engines import make_engine
-from vfio_user.devices.nvme.polled import PolledNvme
 
 __all__ = ["main"]
 
 
 def main(address: str, image: str, engine: str, doorbells: str, *profile: str) -> None:
     """Serves until SIGTERM; then prints the profile, if one was asked for."""
-    device: Nvme
-    if doorbells == "mapped":
-        device = PolledNvme(image=image)
-    else:
-        device = Nvme(image=image, doorbells=DoorbellMode(doorbells))
+    device = Nvme(image=image, doorbells=DoorbellMode(doorbells))
     device.engine = make_engine(device, vector=engine == "vector")
     server = Server(device, address)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())

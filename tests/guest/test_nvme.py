@@ -46,9 +46,9 @@ class Scenario:
 
 #: Those in this process, with a namespace from the beginning; and one in a process of its own, as it takes a processor.
 HERE = ("file", "memory")
-ALL = (*HERE, "polled")
-IN_FILES = ("file", "polled")
-BLOCK = {"file": 512, "memory": 4096, "polled": 512}
+ALL = (*HERE, "mapped")
+IN_FILES = ("file", "mapped")
+BLOCK = {"file": 512, "memory": 4096, "mapped": 512}
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def scenario(guest_kit: GuestKit, tmp_path_factory: pytest.TempPathFactory) -> I
         for serial, device in devices.items():
             stack.callback(device.close)
             stack.enter_context(Server(device, folder / f"{serial}.sock", strict=True).start())
-        mapped = f"file:{folder / 'polled.img'}?mapped=on"
-        stack.enter_context(serving(folder / "polled.sock", "nvme-polled", image=mapped, serial="polled"))
+        mapped = f"file:{folder / 'mapped.img'}?mapped=on"
+        stack.enter_context(serving(folder / "mapped.sock", "nvme", image=mapped, serial="mapped", doorbells="mapped"))
         with VmFactory(guest_kit, folder) as factory:
             vm = factory(
                 "q35",
-                devices=[VfioUserDevice(folder / f"{serial}.sock") for serial in (*devices, "polled")],
+                devices=[VfioUserDevice(folder / f"{serial}.sock") for serial in (*devices, "mapped")],
                 append=["iomem=relaxed"],  # so that nvme-cli may map the registers
                 load=["nvme"],
                 modules=["ext4", "xfs"],
@@ -108,8 +108,8 @@ def test_the_driver_sees_the_namespaces(scenario: Scenario, disk: Disk, serial: 
 
 
 def test_the_modes_are_in_use(scenario: Scenario) -> None:
-    assert scenario.devices["memory"].shadow is not None
-    assert scenario.devices["file"].shadow is None
+    assert scenario.devices["memory"].doorbells.are_followed
+    assert not scenario.devices["file"].doorbells.are_followed
     with pytest.raises(AttributeError):
         _ = scenario.devices["memory"].engine.together  # type: ignore[attr-defined]
 
@@ -123,7 +123,7 @@ def test_identify(scenario: Scenario, disk: Disk, serial: str) -> None:
     assert controller["subnqn"] == device.subnqn
     assert controller["vid"] == device.vendor_id
     assert controller["mdts"] == (device.max_transfer // 4096).bit_length() - 1
-    assert bool(controller["oacs"] & 0x100) is device.has_shadow_doorbells
+    assert bool(controller["oacs"] & 0x100) is device.doorbells.takes_buffers
     assert (controller["sqes"], controller["cqes"]) == (0x66, 0x44)
     namespace = disk.json("id-ns", on=disk.block)
     assert namespace["nsze"] * BLOCK[serial] == SIZE
@@ -284,7 +284,7 @@ def test_a_file_system(scenario: Scenario, disk: Disk, serial: str, kind: str) -
 
 
 def test_what_is_discarded_leaves_the_file(scenario: Scenario) -> None:
-    # Not that of the polled one: a mapped file keeps its blocks, as one that could not get them back would be fatal.
+    # Not that of the mapped one: a mapped file keeps its blocks, as one that could not get them back would be fatal.
     guest, disk = scenario.guest, scenario.disks["file"]
     guest.run(f"blkdiscard {disk.block}")
     assert scenario.allocated("file") < MiB

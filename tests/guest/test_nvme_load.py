@@ -134,7 +134,7 @@ def scenario(guest_kit: GuestKit, tmp_path_factory: pytest.TempPathFactory) -> I
             "load": 256 * MiB,
             "big": GiB,
             "victim": 128 * MiB,
-            "polled": 64 * MiB,
+            "mapped": 64 * MiB,
             "file": 64 * MiB,
         }.items()
     }
@@ -154,9 +154,9 @@ def scenario(guest_kit: GuestKit, tmp_path_factory: pytest.TempPathFactory) -> I
         }.items():
             server = serving(folder / f"{serial}.sock", image=images[serial], serial=serial, **options)
             servers[serial] = stack.enter_context(server)
-        mapped = f"file:{images['polled']}?mapped=on"
-        servers["polled"] = stack.enter_context(
-            serving(folder / "polled.sock", "nvme-polled", image=mapped, serial="polled")
+        mapped = f"file:{images['mapped']}?mapped=on"
+        servers["mapped"] = stack.enter_context(
+            serving(folder / "mapped.sock", "nvme", image=mapped, serial="mapped", doorbells="mapped")
         )
         devices = {"file": Nvme(image=str(images["file"]), serial="file"), "memory": Nvme(serial="memory")}
         for serial, device in devices.items():
@@ -194,7 +194,7 @@ def test_a_gibibyte(scenario: Scenario) -> None:
     guest.run(f"pattern check {disk.block} {GiB} 7", timeout=120)
 
 
-@pytest.mark.parametrize("serial", ["file", "memory", "polled"])
+@pytest.mark.parametrize("serial", ["file", "memory", "mapped"])
 def test_resets_under_load(scenario: Scenario, serial: str) -> None:
     guest, disk = scenario.guest, scenario.disks[serial]
     load = Load(disk, RESETS_SECONDS, f"{BATCHES if serial == 'memory' else MIXED} --size=48M")
@@ -217,7 +217,7 @@ def test_resets_under_load(scenario: Scenario, serial: str) -> None:
         guest.wait_until(inflight)
         device = scenario.devices[serial]
         guest.run("dmesg -c")
-        device.call_soon(lambda: device.fatal("a test says so"))
+        device.call_soon(lambda: device.life.fail("a test says so"))
         guest.wait_until("dmesg | grep 'controller is down; will reset: CSTS=0x3'")
         disk.wait_live()
     guest.wait_until(inflight)

@@ -34,7 +34,6 @@ SHIPPED = {
     "lsi53c810": "vfio_user.devices.lsi53c8xx.controller:Lsi53c810",
     "lsi53c895a": "vfio_user.devices.lsi53c8xx.controller:Lsi53c895a",
     "nvme": "vfio_user.devices.nvme:Nvme",
-    "nvme-polled": "vfio_user.devices.nvme.polled:PolledNvme",
 }
 
 

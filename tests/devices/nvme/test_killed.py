@@ -29,14 +29,14 @@ def _connect(socket: Path, server: ChildProcess) -> PciFunction:
 
 
 @pytest.mark.parametrize("how", ["", "?direct=on", "?mapped=on"])
-@pytest.mark.parametrize("device", ["nvme", "nvme-polled"])
-def test_what_was_flushed_is_there(tmp_path: Path, device: str, how: str) -> None:
+@pytest.mark.parametrize("doorbells", ["trapped", "mapped"])
+def test_what_was_flushed_is_there(tmp_path: Path, doorbells: str, how: str) -> None:
     image, socket = tmp_path / "disk.img", tmp_path / "nvme.sock"
     image.write_bytes(bytes(_BLOCK * _BLOCKS))
     numbers = random.Random(1)
     expected = bytearray(_BLOCK * _BLOCKS)
-    command = [sys.executable, "-m", "vfio_user", "serve", device, "--socket-path", str(socket)]
-    command += ["--set", f"image=file:{image}{how}", "--set", f"lba_size={_BLOCK}"]
+    command = [sys.executable, "-m", "vfio_user", "serve", "nvme", "--socket-path", str(socket)]
+    command += ["--set", f"image=file:{image}{how}", "--set", f"lba_size={_BLOCK}", "--set", f"doorbells={doorbells}"]
     with (tmp_path / "log").open("wb") as log:
         server = ChildProcess(command, output=log)
     try:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vfio_user.devices.nvme.command import Command, CommandFailed, status_of
 from vfio_user.devices.nvme.queues import SubmissionQueue
-from vfio_user.devices.nvme.shadow import ShadowDoorbells
 from vfio_user.hardware.nvme.entries import SUBMISSION_ENTRY_SIZE, SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
 from vfio_user.hardware.nvme.opcodes import AdminOpcode
@@ -40,7 +39,7 @@ class AdminCommands:
             AdminOpcode.ASYNCHRONOUS_EVENT_REQUEST: controller.events.request,
             AdminOpcode.KEEP_ALIVE: self._keep,
         }
-        if controller.has_shadow_doorbells:
+        if controller.doorbells.takes_buffers:
             self.handlers[AdminOpcode.DOORBELL_BUFFER_CONFIG] = self._configure_doorbells
         for family in families:
             self.handlers.update(family)
@@ -89,10 +88,7 @@ class AdminCommands:
         for location, address in ((24, entry.prp1), (32, entry.prp2)):
             if address % page:
                 raise CommandFailed(Status.INVALID_FIELD, location=location)
-        dma = self._controller.dma
-        dma.read(entry.prp1, page)  # a page that is not there is found now
-        dma.write_u32(entry.prp2, 0)
-        self._controller.shadow = ShadowDoorbells(dma, entry.prp1, entry.prp2)
+        self._controller.doorbells.set_buffers(entry.prp1, entry.prp2)
         return 0
 
     # Keep alive.
@@ -116,4 +112,4 @@ class AdminCommands:
             self._keep_alive = None
 
     def _expire(self) -> None:
-        self._controller.fatal("the host has not kept it alive")
+        self._controller.life.fail("the host has not kept it alive")

@@ -81,13 +81,15 @@ class Command:
         entry: the copy of it that is worked from; the guest cannot change it any more.
         cancelled: nobody waits for it any more: it was aborted, or its queue is gone.
         job: what carries it out, where that takes time.
+        first: with the second command of a fused operation, the first, which ends with it.
     """
 
-    __slots__ = ("cancelled", "entry", "job", "queue")
+    __slots__ = ("cancelled", "entry", "first", "job", "queue")
 
-    def __init__(self, queue: SubmissionQueue, entry: SubmissionEntry) -> None:
+    def __init__(self, queue: SubmissionQueue, entry: SubmissionEntry, first: SubmissionEntry | None = None) -> None:
         self.queue = queue
         self.entry = entry
+        self.first = first
         self.cancelled = False
         self.job: Job | None = None
 

@@ -1,24 +1,23 @@
 """``Nvme``: an NVM Express controller. See ``docs/nvme.md``.
 
-The controller has the registers, the queues and the turns of work; what commands do is in modules of their own:
-``admin`` with its families, and ``nvm_commands``. A turn (``_work``) fetches a batch of each queue that was rung, gives
-it to the queue's engine, shows the host the completions, and interrupts, once a queue.
+The controller has the registers and the queues, and brings its parts together: its ``life``, the ``turns`` of work,
+the ``doorbells``; and what commands do, ``admin`` with its families and ``nvm_commands``.
 
 Ref: NVM Express Base Specification 2.0, NVM Command Set Specification 1.0, NVMe over PCIe Transport Specification 1.0.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vfio_user.backends.base import Backend
 from vfio_user.backends.open import open_backend
 from vfio_user.devices.nvme.admin import AdminCommands
 from vfio_user.devices.nvme.command import Command, CommandFailed
 from vfio_user.devices.nvme.data import DataPointers
+from vfio_user.devices.nvme.doorbells import DoorbellMode, Doorbells, make_doorbells
 from vfio_user.devices.nvme.engines import make_engine
 from vfio_user.devices.nvme.events import AsyncEvents
 from vfio_user.devices.nvme.fault_file import load_faults
@@ -29,48 +28,41 @@ from vfio_user.devices.nvme.health import Health
 from vfio_user.devices.nvme.identify import Identify
 from vfio_user.devices.nvme.io_queues import IoQueues
 from vfio_user.devices.nvme.jobs import Jobs
+from vfio_user.devices.nvme.life import MAX_PAGE_SHIFT, Life
 from vfio_user.devices.nvme.log_pages import LogPages
 from vfio_user.devices.nvme.management import Management
 from vfio_user.devices.nvme.namespaces import LBA_SHIFTS, MAX_NAMESPACES, Namespaces
 from vfio_user.devices.nvme.queues import CompletionQueue, SubmissionQueue
-from vfio_user.devices.nvme.saved import load_controller, save_controller
+from vfio_user.devices.nvme.saved import check_controller, load_controller, save_controller
 from vfio_user.devices.nvme.self_test import SelfTest
-from vfio_user.devices.nvme.shadow import ShadowDoorbells
+from vfio_user.devices.nvme.turns import Turns
 from vfio_user.devices.nvme.vectors import Vectors
-from vfio_user.errors import DeviceError, InvalidAccess
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
 from vfio_user.hardware.nvme.logs import AsyncEventType, ErrorEvent, LogPage
 from vfio_user.hardware.nvme.registers import (
+    DOORBELLS,
+    DOORBELLS_OFFSET,
     SUBSYSTEM_RESET,
-    CommandSet,
     NvmeRegisters,
     ShutdownNotification,
-    ShutdownStatus,
+    completion_doorbell,
+    submission_doorbell,
 )
-from vfio_user.hardware.nvme.status import MORE, Status
 from vfio_user.pci import MemoryBar, MsiX, PciExpress, PowerManagement, ResetKind
 from vfio_user.server.pci_device import PciDevice
+from vfio_user.server.quiesce import QuiesceReason
 
 if TYPE_CHECKING:
     from vfio_user.protocol.migration import MigrationState
+    from vfio_user.server.quiesce import Quiesce
 
-__all__ = ["DoorbellMode", "Engine", "Nvme"]
+__all__ = ["Engine", "Nvme"]
 
 log = logging.getLogger(__name__)
 
-#: Entries fetched from one queue before the others have their turn.
-_BATCH = 128
 #: CAP.TO and CRTO: what a reset may take while writes of the backend end; 20 s, in units of 500 ms.
 _READY_TIMEOUT = 40
-_MAX_PAGE_SHIFT = 4
-
-
-class DoorbellMode(enum.Enum):
-    """How the host tells of new entries."""
-
-    TRAPPED = "trapped"
-    SHADOW = "shadow"
 
 
 class Engine(Protocol):
@@ -94,7 +86,9 @@ class Nvme(PciDevice):
         unallocated: holds the namespaces the host creates; empty for no such capacity.
         lba_size: bytes of a block of namespace 1 at first, 512 or 4096. The host may change it (Format NVM).
         serial: serial number, up to 20 ASCII characters.
-        doorbells: trapped, or shadow, where the host writes most of them to memory. (Linux does when it can.)
+        doorbells: trapped; shadow, where the host writes most of them to its own memory (Linux does when it can); or
+            mapped, where it writes all of them to memory of the controller's that its VMM maps. ``docs/nvme.md`` says
+            when each wins.
         threads: that do what may block.
         faults: a file of faults, see ``fault_file``; empty for none.
 
@@ -103,6 +97,7 @@ class Nvme(PciDevice):
         max_queue_entries: of an I/O queue, up to 65536.
         max_transfer: bytes of one command's data, a power of two and at least 8192.
         model: model number.
+        doorbell_page: the doorbells, where they are mapped.
         engine: carries out the commands of I/O queues.
         admin_engine: those of the admin queue.
         posted: interrupts the host, which was shown so many completions in a queue.
@@ -118,6 +113,9 @@ class Nvme(PciDevice):
     vendor_id, device_id, class_code, revision = 0x1234, 0x4E56, 0x010802, 0x01
     linux_modules = ("nvme",)
     bar0 = MemoryBar(size=0x4000, width=64, registers=NvmeRegisters)
+    doorbell_page = bar0.shared_area(
+        DOORBELLS_OFFSET, 4 * DOORBELLS, when=lambda device: device.doorbell_mode is DoorbellMode.MAPPED
+    )
     pm = PowerManagement()
     express = PciExpress()
     msix = MsiX(vectors=65, bar=0, table_offset=0x2000, pba_offset=0x3000)
@@ -145,27 +143,29 @@ class Nvme(PciDevice):
         if not serial.isascii() or not 1 <= len(serial) <= 20:
             raise ValueError(f"serial={serial!r}: it has 1 to 20 ASCII characters")
         injected = load_faults(faults) if faults else []
+        self.doorbell_mode = doorbells
         super().__init__()
         self.serial = serial
         self.subnqn = f"nqn.2024-01.io.github.vfio-user:{serial}"
         self.vector_count = self.max_queue_pairs + 1
-        self.has_shadow_doorbells = doorbells is DoorbellMode.SHADOW
         self.namespaces = Namespaces(serial, open_backend(unallocated) if unallocated else None)
         if image:
             self.namespaces.add(open_backend(image), LBA_SHIFTS.index(lba_size.bit_length() - 1))
         self.submission_queues: dict[int, SubmissionQueue] = {}
         self.completion_queues: dict[int, CompletionQueue] = {}
-        self.shadow: ShadowDoorbells | None = None
         self.health = Health()
         self.data = DataPointers(self.dma)
-        self.jobs = Jobs(self.watch, self._job_ended, self._jobs_idle, threads)
+        self.life = Life(self)
+        self.turns = Turns(self)
+        self.doorbells: Doorbells = make_doorbells(self, doorbells)
+        self.jobs = Jobs(self.watch, self.turns.end, self.life.jobs_ended, self.life.became_still, threads)
         self.vectors = Vectors(self)
         self.features = Features(self)
         self.firmware = Firmware(self, "1.0")
         self.self_test = SelfTest(self)
         self.events = AsyncEvents(
             lambda: self.features.value(Feature.ASYNC_EVENT_CONFIGURATION),
-            lambda command: self.flush_soon(command.queue.completions),
+            lambda command: self.turns.flush_soon(command.queue.completions),
         )
         self.queue_commands = IoQueues(self)
         self.admin = AdminCommands(
@@ -184,38 +184,33 @@ class Nvme(PciDevice):
         self.faults = Faults(self)
         for fault in injected:
             self.faults.add(fault)
-        self._rung: list[SubmissionQueue] = []
-        self._dirty: list[CompletionQueue] = []
-        self._stalled: list[SubmissionQueue] = []
-        self._is_scheduled = False
-        self._is_enabling = False
-        self._describe()
+        self.describe()
 
     # Registers.
 
-    def _describe(self) -> None:
+    def describe(self) -> None:
         """What the registers say of the controller; resets take it away."""
         cap = self.bar0.cap
         cap.mqes, cap.cqr, cap.to = self.max_queue_entries - 1, 1, _READY_TIMEOUT
-        cap.nssrs, cap.css, cap.mpsmax, cap.crms = 1, 1 << 0 | 1 << 6, _MAX_PAGE_SHIFT, 1
+        cap.nssrs, cap.css, cap.mpsmax, cap.crms = 1, 1 << 0 | 1 << 6, MAX_PAGE_SHIFT, 1
         self.bar0.crto.crwmt = _READY_TIMEOUT
 
     @bar0.on_change("cc")
     def _configure(self, new: int, old: int) -> None:
         if (new ^ old) & 1:
             if new & 1:
-                self._enable()
+                self.life.enable()
             else:
-                self._controller_reset()
+                self.life.disable()
         shutdown = new >> 14 & 3
         if shutdown != old >> 14 & 3 and shutdown in (ShutdownNotification.NORMAL, ShutdownNotification.ABRUPT):
-            self._shut_down()
+            self.life.shut_down()
 
     @bar0.on_write("nssr")
     def _reset_subsystem(self, value: int) -> None:
         if value == SUBSYSTEM_RESET:
             self.bar0.reset(ResetKind.DEVICE)
-            self._stop()
+            self.life.reset()
             self.bar0.csts.nssro = 1
 
     @bar0.on_change("intms")
@@ -224,136 +219,40 @@ class Nvme(PciDevice):
 
     @bar0.on_write("doorbells")
     def _doorbell(self, index: int, value: int) -> None:
-        qid = index >> 1
-        if index & 1:
-            completions = self.completion_queues.get(qid)
-            if completions is None:
-                self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_REGISTER, qid)
-                return
-            try:
-                completions.ring.advance(value)
-            except InvalidAccess:
-                self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE, qid)
-                return
-            self._taken(completions)
-            return
-        queue = self.submission_queues.get(qid)
-        if queue is None:
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_REGISTER, qid)
-            return
-        self.rung(queue, value)
+        self.doorbells.write(index, value)
 
-    def rung(self, queue: SubmissionQueue, tail: int) -> None:
-        """The host has written a submission queue's tail, however the controller learnt of it."""
-        try:
-            queue.ring.advance(tail)
-        except InvalidAccess:
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE, queue.qid)
-            return
-        self._fetch_soon(queue)
-
-    def _bad_doorbell(self, event: ErrorEvent, qid: int) -> None:
-        if not self.bar0.csts.rdy or self.bar0.csts.cfs:  # there are no queues, and nobody is to be told
+    def bad_doorbell(self, event: ErrorEvent, qid: int) -> None:
+        """The host has written to a doorbell what cannot be: it is told, if there are queues at all."""
+        if not self.bar0.csts.rdy or self.bar0.csts.cfs:
             return
         self.health.add_error(sqid=qid, cid=0xFFFF, parameter_error_location=0xFFFF)
         self.events.post(AsyncEventType.ERROR, event, LogPage.ERROR_INFORMATION)
 
-    def _taken(self, queue: CompletionQueue) -> None:
-        """The host has taken completions: there is room for more."""
-        if queue.ready:
-            self.flush_soon(queue)
-        if self.interrupts.intx_level:
-            self.vectors.update_pin()
-
-    # Life.
+    # Queues.
 
     @property
     def has_io_queues(self) -> bool:
         """The host has created I/O queues."""
         return len(self.completion_queues) > 1
 
-    def _enable(self) -> None:
-        if not self.jobs.is_idle:  # of the time before a reset; a write must not come after one of the time to come
-            self._is_enabling = True
-            return
-        registers = self.bar0
-        cc, aqa = registers.cc, registers.aqa
-        usable = cc.css in (CommandSet.NVM, CommandSet.ALL_SUPPORTED) and cc.mps <= _MAX_PAGE_SHIFT and not cc.ams
-        if not usable or not aqa.asqs or not aqa.acqs:
-            self.fatal(f"it was enabled with cc={cc} aqa={aqa}, which it does not support")
-            return
-        self.data.page_size = 4096 << cc.mps
-        completions = CompletionQueue(self.dma, 0, registers.acq.acqb << 12, aqa.acqs + 1, 0)
-        self.completion_queues[0] = completions
-        self.submission_queues[0] = SubmissionQueue(self.dma, 0, registers.asq.asqb << 12, aqa.asqs + 1, completions)
-        registers.csts.rdy = 1
+    def add_queue(self, queue: SubmissionQueue | CompletionQueue) -> None:
+        """The host has made a queue."""
+        if isinstance(queue, SubmissionQueue):
+            self.doorbells.create(submission_doorbell(queue.qid))
+            self.submission_queues[queue.qid] = queue
+        else:
+            self.doorbells.create(completion_doorbell(queue.qid))
+            self.completion_queues[queue.qid] = queue
 
-    def _controller_reset(self) -> None:
-        """CC.EN went to 0. Spec: 3.7.2."""
-        cc = int(self.bar0.cc)
-        self.bar0.reset(ResetKind.SOFTWARE)
-        self.bar0.cc = cc
-        self._stop()
+    def flush_soon(self, queue: CompletionQueue) -> None:
+        """The host is to be shown what is ready in a completion queue, and interrupted."""
+        self.turns.flush_soon(queue)
 
-    def _stop(self) -> None:
-        """Everything a reset ends; the registers have been reset."""
-        self._describe()
-        self.abandon()
-        self.events.reset()
-        self.features.reset()
-        self.firmware.reset()
-        self.self_test.reset()
-        self.lower_interrupt()
-        # Writes that have begun end before the reset does: the host may write the same blocks again afterwards.
-        self.bar0.csts.rdy = int(not self.jobs.is_idle)
+    def fail(self, queue: SubmissionQueue, entry: SubmissionEntry, failure: CommandFailed) -> None:
+        """A command ends with an error, which the error log remembers."""
+        self.turns.fail(queue, entry, failure)
 
-    def abandon(self) -> None:
-        """Drops all queues, and what is under way."""
-        self._is_enabling = False
-        for queue in self.submission_queues.values():
-            queue.delete()
-        for completions in self.completion_queues.values():
-            completions.alive = False
-        self.submission_queues.clear()
-        self.completion_queues.clear()
-        self._rung.clear()
-        self._dirty.clear()
-        self._stalled.clear()
-        self.shadow = None
-        self.jobs.cancel_all()
-        self.admin.stop_keep_alive()
-        self.vectors.reset()
-
-    def _jobs_idle(self) -> None:
-        if not self.is_connected:  # nobody is there to give them work: threads and descriptors go
-            self.jobs.close()
-        if not self.bar0.cc.en or self._is_enabling:
-            self.bar0.csts.rdy = 0
-        if self._is_enabling:
-            self._is_enabling = False
-            self._enable()
-
-    def _shut_down(self) -> None:
-        """CC.SHN: what was written is made to last. Spec: 3.6.1."""
-        self.bar0.csts.shst = ShutdownStatus.OCCURRING
-        backends = [namespace.backend for namespace in self.namespaces]
-
-        def work() -> None:
-            for backend in backends:
-                backend.flush()
-
-        def finish(_: object) -> int:
-            if self.bar0.csts.shst == ShutdownStatus.OCCURRING:
-                self.bar0.csts.shst = ShutdownStatus.COMPLETE
-            return 0
-
-        self.jobs.start(None, work, finish, blocks=any(backend.flush_blocks for backend in backends))
-
-    def fatal(self, why: str) -> None:
-        """The controller cannot go on: CSTS.CFS, until it is reset. Spec: 9.5."""
-        log.error("nvme %s: controller fatal status: %s", self.serial, why)
-        self.bar0.csts.cfs = 1
-        self.abandon()
+    # Life.
 
     def feature_changed(self, feature: Feature) -> None:
         """The host has set a feature."""
@@ -362,22 +261,27 @@ class Nvme(PciDevice):
 
     def on_reset(self, kind: ResetKind) -> None:
         """See ``Device.on_reset``."""
-        self._stop()
+        self.life.reset()
 
     def on_disconnect(self) -> None:
-        """The host is gone, its memory with it: as when the link goes down."""
-        self.bar0.reset(ResetKind.DEVICE)
-        self._stop()
-        if self.jobs.is_idle:
-            self.jobs.close()
+        """See ``Device.on_disconnect``."""
+        self.life.disconnect()
+
+    def on_quiesce(self, quiesce: Quiesce) -> None:
+        """See ``Device.on_quiesce``."""
+        if quiesce.reason is QuiesceReason.STOP:
+            self.life.quiet(quiesce)
+
+    def on_unquiesce(self) -> None:
+        """See ``Device.on_unquiesce``."""
+        self.life.go_on()
 
     def on_state(self, old: MigrationState, new: MigrationState) -> None:
-        """Before the device is saved, its backends come to rest; what they have read waits."""
+        """See ``Device.on_state``."""
         if self.dma.held:
-            self.jobs.held = True
-            self.jobs.settle()
-        elif self.jobs.held:
-            self.jobs.release()
+            self.life.stopped()
+        elif self.turns.are_paused and not self.is_quiet:  # or ``on_unquiesce`` comes
+            self.call_soon(self.life.go_on)
 
     def close(self) -> None:
         """Waits for what is under way and closes the images. Not while a client is connected."""
@@ -443,134 +347,6 @@ class Nvme(PciDevice):
         """The admin commands there are, by opcode."""
         return dict(self.admin.handlers)
 
-    # Work.
-
-    def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self.call_soon(self._work)
-
-    def _fetch_soon(self, queue: SubmissionQueue) -> None:
-        if not queue.is_rung:
-            queue.is_rung = True
-            self._rung.append(queue)
-            if not self._is_scheduled:
-                self._is_scheduled = True
-                self.call_soon(self._work)
-
-    def flush_soon(self, queue: CompletionQueue) -> None:
-        """The host is to be shown what is ready in a completion queue, and interrupted."""
-        if not queue.is_dirty:
-            queue.is_dirty = True
-            self._dirty.append(queue)
-            self._schedule()
-
-    def _work(self) -> None:
-        """One turn; see the module."""
-        self._is_scheduled = False
-        try:
-            rung, self._rung = self._rung, []
-            for queue in rung:
-                queue.is_rung = False
-                if queue.alive:
-                    self._fetch(queue)
-            dirty, self._dirty = self._dirty, []
-            for completions in dirty:
-                completions.is_dirty = False
-                if completions.alive:
-                    self._flush(completions)
-        except DeviceError as exc:
-            self.fatal(f"a queue cannot be reached: {exc}")
-
-    def _fetch(self, queue: SubmissionQueue) -> None:
-        shadow = self.shadow if queue.qid else None
-        if shadow is not None:
-            self._follow(queue, shadow.tail(queue.qid))
-        if not queue.has_room() or not self.jobs.has_room:
-            self._stalled.append(queue)
-            return
-        entries = queue.ring.fetch(_BATCH)
-        if entries:
-            engine = self.engine if queue.qid else self.admin_engine
-            engine.take(queue, entries)
-            if queue.completions.ready and not queue.completions.is_dirty:
-                queue.completions.is_dirty = True
-                self._dirty.append(queue.completions)
-        if not len(queue.ring) and shadow is not None:
-            self._follow(queue, shadow.rest_tail(queue.qid, queue.ring.tail))
-        if len(queue.ring):
-            self._fetch_soon(queue)
-
-    def _follow(self, queue: SubmissionQueue, tail: int) -> None:
-        try:
-            queue.ring.advance(tail)
-        except InvalidAccess:
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE, queue.qid)
-
-    def _flush(self, queue: CompletionQueue) -> None:
-        shadow = self.shadow if queue.qid else None
-        if shadow is not None:
-            self._follow_head(queue, shadow.head(queue.qid))
-        count = queue.flush()
-        if shadow is not None and (queue.ready or not self.function.msix_enabled):
-            self._follow_head(queue, shadow.rest_head(queue.qid, queue.ring.head))
-            count += queue.flush()
-        if count:
-            self.posted(queue, count)
-        if not queue.ready and self._stalled:
-            self._go_on()
-
-    def _follow_head(self, queue: CompletionQueue, head: int) -> None:
-        try:
-            queue.ring.advance(head)
-        except InvalidAccess:
-            self._bad_doorbell(ErrorEvent.INVALID_DOORBELL_VALUE, queue.qid)
-
-    def _go_on(self) -> None:
-        """Queues that had to wait may have room now."""
-        stalled, self._stalled = self._stalled, []
-        for queue in stalled:
-            if queue.alive:
-                self._fetch_soon(queue)
-
-    # The ends of commands.
-
-    def _job_ended(self, command: Command, failure: CommandFailed | None, dw0: int) -> None:
-        queue, cid = command.queue, command.entry.cid
-        queue.in_flight.pop(cid, None)
-        if failure is not None:
-            self.fail(queue, command.entry, failure)
-        else:
-            queue.complete(cid, 0, dw0)
-        if not queue.alive:
-            return
-        self.flush_soon(queue.completions)
-        if self._stalled:
-            self._go_on()
-        closing = queue.closing
-        if closing is not None and not queue.in_flight:
-            self.queue_commands.finish_deletion(queue)
-            closing.queue.in_flight.pop(closing.entry.cid, None)
-            closing.queue.complete(closing.entry.cid, 0)
-            self.flush_soon(closing.queue.completions)
-
-    def fail(self, queue: SubmissionQueue, entry: SubmissionEntry, failure: CommandFailed) -> None:
-        """A command ends with an error, which the error log remembers."""
-        if not queue.alive:
-            return
-        status = failure.field
-        if failure.status not in (Status.COMPARE_FAILURE, Status.ABORTED_FAILED_FUSED):
-            status |= MORE
-            self.health.add_error(
-                sqid=queue.qid,
-                cid=entry.cid,
-                status_field=status << 1,
-                parameter_error_location=failure.location,
-                lba=failure.lba,
-                nsid=entry.nsid,
-            )
-        queue.complete(entry.cid, status, failure.dw0)
-
     # Saved state.
 
     @property
@@ -582,24 +358,10 @@ class Nvme(PciDevice):
     def nvme_state(self, state: dict[str, object]) -> None:
         self._loaded = state
 
+    def check_loaded(self, attributes: Mapping[str, Any]) -> None:
+        """See ``PciDevice.check_loaded``."""
+        check_controller(self, attributes["nvme_state"])
+
     def on_loaded(self) -> None:
         """See ``PciDevice.on_loaded``."""
         load_controller(self, self._loaded)
-
-    def resume(self, in_flight: list[tuple[SubmissionQueue, bytes]]) -> None:
-        """Goes on after a state was loaded, with the commands that were under way then."""
-        for queue, data in in_flight:
-            if queue.alive:
-                engine = self.engine if queue.qid else self.admin_engine
-                engine.execute(queue, SubmissionEntry.unpack(data))
-        for queue in list(self.submission_queues.values()):
-            self.flush_soon(queue.completions)
-            self._fetch_soon(queue)
-        csts = self.bar0.csts
-        if csts.shst == ShutdownStatus.OCCURRING:
-            self._shut_down()
-        if not self.submission_queues and not csts.cfs:  # a reset was to end with the last write, which has ended
-            csts.rdy = 0
-            if self.bar0.cc.en:
-                self._enable()
-        self.vectors.restart()

@@ -322,6 +322,9 @@ class Faults:
     def _begin(self, command: Command) -> None:
         if command.cancelled:
             return
+        if self._controller.turns.are_paused:
+            self._controller.turns.put_off(lambda: self._begin(command))
+            return
         queue = command.queue
         del queue.in_flight[command.entry.cid]
         self._engine(queue).execute(queue, command.entry)
@@ -354,7 +357,7 @@ class Faults:
             self._controller.vectors.posted(queue, count)
 
     def _fatal(self, queue: SubmissionQueue, entry: SubmissionEntry, fault: Fault) -> None:
-        self._controller.fatal("a fault on purpose")
+        self._controller.life.fail("a fault on purpose")
 
     def _hang(self, queue: SubmissionQueue, entry: SubmissionEntry, fault: Fault) -> None:
         self._hung = self._controller.submission_queues[0]

@@ -106,7 +106,7 @@ class Identify:
             | AdminCommandSupport.NAMESPACE_MANAGEMENT
             | AdminCommandSupport.DEVICE_SELF_TEST
         )
-        if controller.has_shadow_doorbells:
+        if controller.doorbells.takes_buffers:
             support |= AdminCommandSupport.DOORBELL_BUFFER_CONFIG
         nvm = NvmCommandSupport.COMPARE | NvmCommandSupport.WRITE_UNCORRECTABLE | NvmCommandSupport.DATASET_MANAGEMENT
         nvm |= NvmCommandSupport.WRITE_ZEROES | NvmCommandSupport.FEATURE_SAVE_SELECT | NvmCommandSupport.TIMESTAMP

@@ -64,8 +64,8 @@ class IoQueues:
         # What the host has enabled of them is the host's affair; what there is, ours. Without MSI-X there is the pin.
         if vector >= controller.vector_count:
             raise CommandFailed(Status.INVALID_INTERRUPT_VECTOR, location=46)
-        queue = CompletionQueue(controller.dma, qid, iova, length, vector if cdw11 & _INTERRUPTS else None)
-        controller.completion_queues[qid] = queue
+        enabled = vector if cdw11 & _INTERRUPTS else None
+        controller.add_queue(CompletionQueue(controller.dma, qid, iova, length, enabled))
         return 0
 
     def _create_submission_queue(self, command: Command) -> int:
@@ -80,7 +80,7 @@ class IoQueues:
         if completions is None:
             raise CommandFailed(Status.COMPLETION_QUEUE_INVALID, location=46)
         priority = command.entry.cdw11 >> 1 & 3
-        controller.submission_queues[qid] = SubmissionQueue(controller.dma, qid, iova, length, completions, priority)
+        controller.add_queue(SubmissionQueue(controller.dma, qid, iova, length, completions, priority))
         return 0
 
     def _delete_completion_queue(self, command: Command) -> int:

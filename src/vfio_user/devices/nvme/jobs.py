@@ -4,6 +4,10 @@ A job's ``work`` runs on a thread of the pool and touches the backend and memory
 has read is copied to the guest by ``finish``, on the device's thread. So an unmap, a reset or a client that goes need
 not wait for a disk: the job's result is dropped. What cannot be taken back is a write that has begun, so a reset is not
 over (CSTS.RDY stays) until ``Jobs.is_idle``.
+
+While jobs are held, before the device is stopped, none begins: those no thread has taken yet are taken back, and begin
+after ``Jobs.release``. Those that have begun end; when none is left the jobs are *still*. What they have read for the
+guest waits, too: it is read again where the device goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +32,19 @@ _BUDGET = 64 << 20
 class Job:
     """What is to be done; see ``Jobs.start``."""
 
-    __slots__ = ("blocks", "claim", "command", "ended", "finish", "gate", "size", "to_guest", "work", "write")
+    __slots__ = (
+        "blocks",
+        "claim",
+        "command",
+        "ended",
+        "finish",
+        "gate",
+        "size",
+        "to_guest",
+        "withheld",
+        "work",
+        "write",
+    )
 
     def __init__(
         self,
@@ -52,8 +68,10 @@ class Job:
         self.to_guest = to_guest
         self.size = size
         self.ended = ended
-        # Whoever takes it decides: a worker, that the work is done; an abort, that it never is.
+        # Whoever takes it decides: a worker, that the work is done; an abort, that it never is; a hold, that it is
+        # later.
         self.claim = Lock()
+        self.withheld = False
 
 
 class Jobs:
@@ -63,10 +81,11 @@ class Jobs:
         watch: ``Device.watch``.
         complete: ends a command: called with it, what it failed with or None, and its result.
         idle: called when the last job has ended.
+        still: called when the last job has ended that had begun before ``hold``.
         threads: of the pool.
 
     Attributes:
-        held: the device is stopped: what would write to the guest's memory waits for ``release``.
+        held: between ``hold`` and ``release``: see the module.
         bytes: of data held.
 
     Threading: session thread.
@@ -77,15 +96,20 @@ class Jobs:
         watch: Callable[[int, Callable[[], None]], Any],
         complete: Callable[[Command, CommandFailed | None, int], None],
         idle: Callable[[], None],
+        still: Callable[[], None],
         threads: int,
     ) -> None:
         self._watch = watch
         self._complete = complete
         self._idle = idle
+        self._still = still
         self._threads = threads
         self._workers: Workers | None = None
         self._watched: Any = None
         self._jobs: set[Job] = set()
+        #: Those a thread has, or is to have.
+        self._submitted: set[Job] = set()
+        self._withheld: list[Job] = []
         self._waiting: list[tuple[Job, Any]] = []
         self.held = False
         self.bytes = 0
@@ -155,7 +179,24 @@ class Jobs:
             if job.command is not None:
                 job.claim.acquire(blocking=False)
                 job.command.cancelled = True
-        self.release()
+        self._let_go()
+
+    @property
+    def is_still(self) -> bool:
+        """No thread works on a backend, nor will before ``release``, if they are held."""
+        return all(job.withheld for job in self._submitted)
+
+    def describe(self) -> str:
+        """What ``is_still`` waits for."""
+        number = sum(not job.withheld for job in self._submitted)
+        return f"{number} command{'s' if number != 1 else ''} the image has begun"
+
+    def hold(self) -> None:
+        """The device is to be stopped: nothing begins any more until ``release``. Idempotent."""
+        self.held = True
+        for job in self._submitted:
+            if job.claim.acquire(blocking=False):
+                job.withheld = True
 
     def settle(self) -> None:
         """Waits for the backends: afterwards no thread works on one."""
@@ -163,8 +204,15 @@ class Jobs:
             self._workers.drain()
 
     def release(self) -> None:
-        """The device runs again: ends what has waited for that."""
+        """The device runs again: begins, or ends, what has waited for that. Idempotent."""
         self.held = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Does what has waited, if it may or is done already by being cancelled."""
+        withheld, self._withheld = self._withheld, []
+        for job in withheld:
+            self._begin(job)
         waiting, self._waiting = self._waiting, []
         for job, result in waiting:
             self._end(job, result)
@@ -175,19 +223,39 @@ class Jobs:
             self._watched.close()
             self._workers.close()
             self._workers = None
+            self._submitted.clear()
 
     def _begin(self, job: Job) -> None:
+        if job.command is not None and job.command.cancelled:
+            self._end(job, None)
+            return
+        if self.held:
+            self._withheld.append(job)
+            return
         if job.blocks:
             if self._workers is None:
                 self._workers = Workers(self._threads)
                 self._watched = self._watch(self._workers.fileno(), self._workers.collect)
-            self._workers.submit(lambda: _work(job), lambda result: self._end(job, result))
+            self._submitted.add(job)
+            self._workers.submit(lambda: _work(job), lambda result: self._returned(job, result))
             return
         try:
             result = _work(job)
         except Exception as exc:
             result = exc
         self._end(job, result)
+
+    def _returned(self, job: Job, result: Any) -> None:
+        """A thread has done with a job."""
+        self._submitted.discard(job)
+        if job.withheld:
+            job.withheld = False
+            job.claim = Lock()
+            self._begin(job)
+            return
+        self._end(job, result)
+        if self.held and self.is_still:
+            self._still()
 
     def _end(self, job: Job, result: Any) -> None:
         command = job.command
@@ -218,6 +286,6 @@ class Jobs:
 
 
 def _work(job: Job) -> Any:
-    if job.command is not None and not job.claim.acquire(blocking=False):
+    if not job.claim.acquire(blocking=False):
         return None
     return job.work()

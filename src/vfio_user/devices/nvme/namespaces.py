@@ -285,8 +285,8 @@ class Namespaces:
             for ns in self
         ]
 
-    def load(self, saved: list[dict[str, Any]]) -> None:
-        """Puts ``save`` back. Backends are those this subsystem has; those the host made are cut anew.
+    def check(self, saved: list[dict[str, Any]]) -> dict[int, Namespace]:
+        """What ``load`` would put back. Backends are those this subsystem has; those the host made are cut anew.
 
         Raises:
             InvalidAccess: a namespace has no backend here, or one of another size.
@@ -295,10 +295,10 @@ class Namespaces:
         for state in saved:
             old = self._by_nsid.get(state["nsid"])
             backend: Backend | None
-            if state["slice"] is not None and self._pool is not None:
-                backend = Slice(self._pool, state["slice"], state["size"])
+            if state["slice"] is not None:
+                backend = self._cut(state["slice"], state["size"])
             else:
-                backend = None if old is None else old.backend
+                backend = None if old is None or isinstance(old.backend, Slice) else old.backend
             if backend is None or backend.size != state["size"]:
                 here = "without it" if backend is None else f"with {backend.size} bytes"
                 raise InvalidAccess(
@@ -309,7 +309,21 @@ class Namespaces:
             namespace.attached = state["attached"]
             namespace.uncorrectable = BlockRanges(state["uncorrectable"])
             restored[namespace.nsid] = namespace
-        self._by_nsid = restored
+        return restored
+
+    def _cut(self, offset: int, size: int) -> Slice | None:
+        """A part of the unallocated capacity; None where that does not reach so far."""
+        if self._pool is None or offset < 0 or size <= 0 or offset + size > self._pool.size:
+            return None
+        return Slice(self._pool, offset, size)
+
+    def load(self, saved: list[dict[str, Any]]) -> None:
+        """Puts ``save`` back.
+
+        Raises:
+            InvalidAccess: see ``check``.
+        """
+        self._by_nsid = self.check(saved)
 
     def selected(self, nsid: int) -> list[Namespace]:
         """The attached namespaces a command with this identifier is about, ``BROADCAST_NSID`` allowed.

@@ -253,7 +253,7 @@ class NvmCommands:
 
         blocks = backend.blocking or (lasting and backend.flush_blocks)
         self._jobs.start(
-            Command(queue, second), work, finish,
+            Command(queue, second, first), work, finish,
             gate=namespace.gate, alone=True, blocks=blocks, write=True, size=3 * length,
         )  # fmt: skip
 

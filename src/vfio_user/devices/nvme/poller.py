@@ -99,11 +99,15 @@ class DoorbellPoller:
         #: Turns of before a stop do nothing.
         self._generation = 0
 
-    def start(self) -> None:
-        """Begins to look. Doorbells count as 0 until then, as they do after a reset. Idempotent."""
+    def start(self, seen: bytes = b"") -> None:
+        """Begins to look. Idempotent.
+
+        Args:
+            seen: the doorbells, as far as they have rung already; others count as 0, as they do after a reset.
+        """
         if not self.is_running:
             self.is_running = True
-            self._seen = b""
+            self._seen = seen
             self._busy()
 
     def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 A command in flight is saved as its entry, and carried out again from the start where the state is loaded: when a device
 is stopped its backends come to rest first, and then only commands that read are still in flight, or that have not
-begun. What namespaces hold is the backends'; both sides are started with the same images.
+begun. What namespaces hold is the backends'; both sides are started with the same images, and the same doorbells.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.devices.nvme.queues import CompletionQueue, SubmissionQueue
-from vfio_user.devices.nvme.shadow import ShadowDoorbells
+from vfio_user.errors import InvalidAccess
 from vfio_user.hardware.nvme.entries import SubmissionEntry
+from vfio_user.hardware.nvme.registers import ShutdownStatus
 
 if TYPE_CHECKING:
     from vfio_user.devices.nvme.controller import Nvme
 
-__all__ = ["load_controller", "save_controller"]
+__all__ = ["check_controller", "load_controller", "resume_controller", "save_controller"]
 
 
 def save_controller(controller: Nvme) -> dict[str, Any]:
     """Everything, as plain data."""
-    shadow = controller.shadow
     return {
         "page_size": controller.data.page_size,
         "completion_queues": [_save_completion_queue(queue) for queue in controller.completion_queues.values()],
         "submission_queues": [_save_submission_queue(queue) for queue in controller.submission_queues.values()],
-        "shadow": None if shadow is None else [shadow.shadows, shadow.event_indexes],
+        "doorbells": {"mode": controller.doorbells.mode.value, "state": controller.doorbells.save()},
         "namespaces": controller.namespaces.save(),
         "features": controller.features.save(),
         "events": controller.events.save(),
@@ -61,18 +61,38 @@ def _save_submission_queue(queue: SubmissionQueue) -> dict[str, Any]:
         "head": ring.head,
         "tail": ring.tail,
         "fused": None if queue.fused is None else queue.fused.pack(),
-        "in_flight": [command.entry.pack() for command in queue.in_flight.values()],
+        "in_flight": [
+            entry.pack()
+            for command in queue.in_flight.values()
+            for entry in (command.first, command.entry)
+            if entry is not None
+        ],
     }
 
 
-def load_controller(controller: Nvme, state: dict[str, Any]) -> None:
-    """Puts everything back, and has the commands in flight carried out.
+def check_controller(controller: Nvme, state: Any) -> None:
+    """Says whether a state can be loaded into this controller, without changing anything.
 
     Raises:
-        InvalidAccess: the namespaces are not those this controller has the images of.
+        InvalidAccess: its doorbells or its namespaces are not those this controller was made with, or it is no state of
+            a controller at all.
     """
+    try:
+        mode = state["doorbells"]["mode"]
+        if mode != controller.doorbells.mode.value:
+            raise InvalidAccess(
+                f"saved state of a controller with doorbells={mode}, and this one has "
+                f"doorbells={controller.doorbells.mode.value}: its driver relies on that; start both with the same"
+            )
+        controller.namespaces.check(state["namespaces"])
+    except (LookupError, TypeError, ValueError) as exc:
+        raise InvalidAccess(f"saved state of a controller: it is none: {exc!r}") from exc
+
+
+def load_controller(controller: Nvme, state: dict[str, Any]) -> None:
+    """Puts everything back, and has the commands in flight carried out. It was checked."""
     controller.namespaces.load(state["namespaces"])
-    controller.abandon()
+    controller.life.abandon()
     controller.data.page_size = state["page_size"]
     for saved in state["completion_queues"]:
         completions = CompletionQueue(controller.dma, saved["qid"], saved["iova"], saved["length"], saved["vector"])
@@ -90,8 +110,7 @@ def load_controller(controller: Nvme, state: dict[str, Any]) -> None:
         queue.fused = None if saved["fused"] is None else SubmissionEntry.unpack(saved["fused"])
         in_flight += [(queue, entry) for entry in saved["in_flight"]]
         controller.submission_queues[queue.qid] = queue
-    if state["shadow"] is not None:
-        controller.shadow = ShadowDoorbells(controller.dma, *state["shadow"])
+    controller.doorbells.load(state["doorbells"]["state"])
     controller.health.load(state["health"])
     controller.features.load(state["features"])
     controller.firmware.load(state["firmware"])
@@ -100,4 +119,29 @@ def load_controller(controller: Nvme, state: dict[str, Any]) -> None:
     controller.admin.restart_keep_alive()
     # Queues that are being deleted were still there when their commands began: the admin queue comes last.
     in_flight.sort(key=lambda item: item[0].qid == 0)
-    controller.call_soon(controller.resume, in_flight)
+    controller.call_soon(resume_controller, controller, in_flight)
+
+
+def resume_controller(controller: Nvme, in_flight: list[tuple[SubmissionQueue, bytes]]) -> None:
+    """Goes on after a state was loaded, with the commands that were under way then."""
+    # First commands of fused operations whose second had not come are not to meet those that are carried out again.
+    halves = [(queue, queue.fused) for queue in controller.submission_queues.values()]
+    for queue, _ in halves:
+        queue.fused = None
+    for queue, data in in_flight:
+        if queue.alive:
+            engine = controller.engine if queue.qid else controller.admin_engine
+            engine.execute(queue, SubmissionEntry.unpack(data))
+    for queue, half in halves:
+        queue.fused = half
+    for queue in list(controller.submission_queues.values()):
+        controller.turns.flush_soon(queue.completions)
+        controller.turns.fetch_soon(queue)
+    csts = controller.bar0.csts
+    if csts.shst == ShutdownStatus.OCCURRING:
+        controller.life.shut_down()
+    if not controller.submission_queues and not csts.cfs:  # a reset was to end with the last write, which has ended
+        csts.rdy = 0
+        if controller.bar0.cc.en:
+            controller.life.enable()
+    controller.vectors.restart()

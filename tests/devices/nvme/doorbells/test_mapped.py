@@ -6,8 +6,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import pytest
+
 from tests.support.nvme import Bench
-from vfio_user.devices.nvme.polled import PolledNvme
+from vfio_user.devices.nvme import DoorbellMode, Nvme
+from vfio_user.devices.nvme.doorbells.mapped import MappedDoorbells
+from vfio_user.devices.nvme.poller import DoorbellPoller
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.opcodes import NvmOpcode
 from vfio_user.testing.in_process import DeviceUnderTest
@@ -16,13 +20,18 @@ from vfio_user.testing.in_process import DeviceUnderTest
 @contextlib.contextmanager
 def polled() -> Iterator[Bench]:
     """No fixture: pytest keeps the values of those, and so the memory behind the BAR, for longer than the test."""
-    device = PolledNvme(image="memory:1M")
+    device = Nvme(image="memory:1M", doorbells=DoorbellMode.MAPPED)
     try:
         with DeviceUnderTest(device) as under_test:
             yield Bench(device, under_test)
     finally:
         device.close()
         device.loop.close()
+
+
+def poller_of(nvme: Bench) -> DoorbellPoller:
+    assert isinstance(nvme.device.doorbells, MappedDoorbells)
+    return nvme.device.doorbells.poller
 
 
 def test_a_driver_works() -> None:
@@ -37,15 +46,13 @@ def test_a_driver_works() -> None:
 def test_work_is_found_after_a_rest() -> None:
     with polled() as nvme:
         nvme.under_test.advance(5.0)
-        assert isinstance(nvme.device, PolledNvme)
-        assert nvme.device._poller.is_resting
+        assert poller_of(nvme).is_resting
         nvme.driver.write(nvme.queue, 0, bytes(512))
         assert nvme.driver.read(nvme.queue, 0, 1) == bytes(512)
 
 
 def test_a_store_to_the_mapped_page_is_enough() -> None:
     with polled() as nvme:
-        assert isinstance(nvme.device, PolledNvme)
         page = nvme.device.doorbell_page.cast("I")
         cid = 77
         nvme.queue.put(SubmissionEntry(NvmOpcode.FLUSH, cid=cid, nsid=1))
@@ -64,8 +71,7 @@ def test_a_queue_that_is_made_again_hears_its_first_tail() -> None:
 
 def test_a_disabled_controller_is_not_looked_at() -> None:
     with polled() as nvme:
-        assert isinstance(nvme.device, PolledNvme)
-        poller = nvme.device._poller
+        poller = poller_of(nvme)
         nvme.driver.disable()
         assert not poller.is_running
         before = poller.looks
@@ -78,9 +84,28 @@ def test_a_disabled_controller_is_not_looked_at() -> None:
 
 def test_a_doorbell_that_cannot_be() -> None:
     with polled() as nvme:
-        assert isinstance(nvme.device, PolledNvme)
         before = nvme.device.health.errors
         nvme.device.doorbell_page.cast("I")[3] = 0xFFFF
         nvme.under_test.settle()
         nvme.driver.read(nvme.queue, 0, 1)
         assert nvme.device.health.errors == before + 1
+
+
+@pytest.mark.parametrize("done", [0, 10, 15])
+def test_a_doorbell_nobody_has_looked_at_moves_along(done: int) -> None:
+    # With 15 done before, the tail it is written to is that of a doorbell never written: 0.
+    with polled() as nvme:
+        for _ in range(done):
+            nvme.driver.write(nvme.queue, 0, b"\1" * 512)
+        other = nvme.driver.create_queue_pair(8, qid=2)
+        nvme.driver.read(other, 0, 1)
+        nvme.driver.create_queue_pair(8, qid=3)
+        nvme.driver.delete_queue_pair(other)  # its doorbells are not zero, and nobody's any more
+        nvme.queue.put(SubmissionEntry(NvmOpcode.FLUSH, cid=77, nsid=1))
+        nvme.device.doorbell_page.cast("I")[2 * nvme.queue.qid] = nvme.queue._tail
+        state, before = nvme.device.save_state(), nvme.device.health.errors
+        nvme.device.load_state(state)
+        [completion] = nvme.queue.wait([77])
+        assert completion.status == 0
+        assert nvme.device.health.errors == before
+        nvme.driver.read(nvme.queue, 0, 1)
