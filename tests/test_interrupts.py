@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -490,6 +490,169 @@ class TestIntx:
                 interrupts.trigger(INTX, 0)
             assign(interrupts, INTX, [line])
         assert line.taken() == 0
+
+
+class Later:
+    """What was put off, until it is called off or its time has come."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], object] | None] = []
+
+    def postpone(self, call: Callable[[], object]) -> Later.Call:
+        self.calls.append(call)
+        return Later.Call(self, len(self.calls) - 1)
+
+    @property
+    def pending(self) -> int:
+        return sum(call is not None for call in self.calls)
+
+    def pass_time(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            if call is not None:
+                call()
+
+    class Call:
+        def __init__(self, later: Later, number: int) -> None:
+            self.calls, self.number = later.calls, number
+
+        def cancel(self) -> None:
+            self.calls[self.number] = None
+
+
+class TestIntxFiringAgainLater:
+    @pytest.fixture
+    def later(self, interrupts: Interrupts) -> Later:
+        later = Later()
+        interrupts.postpone = later.postpone
+        return later
+
+    @pytest.fixture
+    def line(self, interrupts: Interrupts, lines: Lines, later: Later) -> Line:
+        """INTx has fired, and its line is up."""
+        (line,) = lines()
+        assign(interrupts, INTX, [line])
+        assert interrupts.assert_intx()
+        assert line.taken() == 1
+        return line
+
+    def test_a_line_that_stays_up_fires_again(self, interrupts: Interrupts, line: Line, later: Later) -> None:
+        for _ in range(3):
+            interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+            assert line.taken() == 0
+            later.pass_time()
+            assert line.taken() == 1
+            later.pass_time()
+            assert line.taken() == 0
+
+    def test_a_line_that_falls_meanwhile_does_not(self, interrupts: Interrupts, line: Line, later: Later) -> None:
+        interrupts.set_irqs(INTX, BOOL | UNMASK, 0, 1, b"\1")
+        interrupts.deassert_intx()
+        assert not later.pending
+        later.pass_time()
+        assert line.taken() == 0
+
+    def test_a_line_that_rises_again_fires_at_once_and_once(
+        self, interrupts: Interrupts, line: Line, later: Later
+    ) -> None:
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        interrupts.deassert_intx()
+        assert interrupts.assert_intx()
+        later.pass_time()
+        assert line.taken() == 1
+
+    def test_a_device_that_asserts_once_more_is_heard_at_once(
+        self, interrupts: Interrupts, line: Line, later: Later
+    ) -> None:
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        assert interrupts.assert_intx()
+        assert not later.pending
+        assert line.taken() == 1
+
+    def test_a_line_that_is_down_has_nothing_to_put_off(self, interrupts: Interrupts, line: Line, later: Later) -> None:
+        interrupts.deassert_intx()
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        assert not later.pending
+        assert interrupts.assert_intx()
+        assert line.taken() == 1
+
+    def test_unmasking_twice_fires_once(self, interrupts: Interrupts, line: Line, later: Later) -> None:
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        assert later.pending == 1
+        later.pass_time()
+        assert line.taken() == 1
+
+    def test_masking_meanwhile_holds_it_back(self, interrupts: Interrupts, line: Line, later: Later) -> None:
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        interrupts.set_irqs(INTX, NONE | MASK, 0, 1)
+        later.pass_time()
+        assert line.taken() == 0
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        later.pass_time()
+        assert line.taken() == 1
+
+    def test_a_device_that_is_stopped_meanwhile(self, interrupts: Interrupts, line: Line, later: Later) -> None:
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        interrupts.held = True
+        later.pass_time()
+        assert line.taken() == 0
+        interrupts.held = False
+        assert line.taken() == 1
+
+    def test_the_next_client_hears_of_it(self, interrupts: Interrupts, line: Line, lines: Lines, later: Later) -> None:
+        interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+        interrupts.clear()
+        assert not later.pending
+        (other,) = lines()
+        assign(interrupts, INTX, [other])
+        assert other.taken() == 1
+
+    def test_an_eventfd_unmasks_when_the_handler_is_done(
+        self, interrupts: Interrupts, line: Line, lines: Lines, later: Later
+    ) -> None:
+        (unmask,) = lines()
+        interrupts.set_irqs(INTX, EVENTFD | UNMASK, 0, 1, None, [unmask.sent()])
+        os.eventfd_write(unmask.fd, 1)
+        interrupts.unmask_event()
+        assert line.taken() == 1
+        assert not later.pending
+
+    @given(steps=st.lists(st.sampled_from("+-muUdePh"), max_size=30))
+    @settings(deadline=None)
+    def test_no_interrupt_is_lost(self, steps: list[str]) -> None:
+        interrupts, later = Interrupts({INTX: 1}), Later()
+        interrupts.postpone = later.postpone
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        acts: dict[str, Callable[[], object]] = {
+            "+": interrupts.assert_intx,
+            "-": interrupts.deassert_intx,
+            "m": lambda: interrupts.set_irqs(INTX, NONE | MASK, 0, 1),
+            "u": lambda: interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1),
+            "U": lambda: interrupts.unmask(INTX, 0),
+            "d": lambda: setattr(interrupts, "intx_disabled", True),
+            "e": lambda: setattr(interrupts, "intx_disabled", False),
+            "P": later.pass_time,
+            "h": lambda: (setattr(interrupts, "held", True), setattr(interrupts, "held", False)),
+        }
+        try:
+            interrupts.set_irqs(INTX, EVENTFD | TRIGGER, 0, 1, None, [os.dup(fd)])
+            fired = 0
+            for step in steps:
+                acts[step]()
+                told = interrupts.statistics().fired[INTX][0]
+                if told > fired:
+                    assert interrupts.intx_level
+                    assert not interrupts.intx_disabled
+                fired = told
+            # Once the client unmasks it, and some time has passed, a line that is up has been heard.
+            interrupts.set_irqs(INTX, NONE | UNMASK, 0, 1)
+            later.pass_time()
+            told = interrupts.statistics().fired[INTX][0]
+            assert (told > fired) == (interrupts.intx_level and not interrupts.intx_disabled)
+        finally:
+            interrupts.clear()
+            os.close(fd)
 
 
 class TestUnmaskEventfd:

@@ -15,6 +15,11 @@ again. Unmasking is a message, or, with KVM, a write of the client's to a second
     not intx_disabled ──────┼── and ──> write eventfd, mask ──> ... ──> UNMASK ──┐
     not masked ─────────────┘<──────────────────────────────────────────────────┘
 
+QEMU without KVM does not know when its guest is done with an interrupt, so it unmasks at the first access of the
+guest's handler to the device, before the handler had a chance to do what lowers the line. To fire again right then
+makes the guest take every interrupt twice. So with ``postpone`` set, a line that is still asserted when a *message*
+unmasks it fires again a little later, unless it is lowered before.
+
 **Eventfds of a peer.** Only eventfds are accepted: writing 8 bytes to whatever else a peer sends could block, or do
 worse. An eventfd blocks its writer only when its counter is full and O_NONBLOCK is not set, and that flag is the
 peer's; so a blocking one is polled before it is written. (QEMU and cloud-hypervisor set the flag.) A peer that goes
@@ -34,12 +39,12 @@ import select
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from vfio_user.errors import InvalidAccess
 from vfio_user.protocol.constants import NUM_PCI_IRQS, IrqIndex, IrqInfoFlags, IrqSetFlags
 
-__all__ = ["InterruptStatistics", "Interrupts"]
+__all__ = ["Cancellable", "InterruptStatistics", "Interrupts"]
 
 _INTX = int(IrqIndex.INTX)
 _MSI = int(IrqIndex.MSI)
@@ -72,6 +77,13 @@ class InterruptStatistics:
     fired: dict[IrqIndex, list[int]]
     deferred: int
     dropped: int
+
+
+class Cancellable(Protocol):
+    """A call put off."""
+
+    def cancel(self) -> None:
+        """Calls it off."""
 
 
 class _Vectors:
@@ -156,6 +168,7 @@ class Interrupts:
 
     Attributes:
         on_intx_level: called with the new level whenever the INTx line changes: the status register shows it.
+        postpone: calls something a little later, and gives what calls that off; None to fire again at once. See above.
         on_unmask_fd_changed: called with the eventfd to watch from now on, None for none any more, while the one
             before is still open. When it becomes readable, call ``unmask_event``.
 
@@ -180,6 +193,8 @@ class Interrupts:
         self._intx_disabled = False
         self._unmask_fd: int | None = None
         self._deferred = self._dropped = 0
+        self._postponed: Cancellable | None = None
+        self.postpone: Callable[[Callable[[], object]], Cancellable] | None = None
         self.on_intx_level: Callable[[bool], None] | None = None
         self.on_unmask_fd_changed: Callable[[int | None], None] | None = None
 
@@ -250,7 +265,11 @@ class Interrupts:
                     if action == IrqSetFlags.ACTION_MASK:
                         self.mask(vectors.index, vector)
                     elif action == IrqSetFlags.ACTION_UNMASK:
-                        self.unmask(vectors.index, vector)
+                        if vectors is self._intx and self._intx_level and self.postpone is not None:
+                            vectors.masked.discard(vector)
+                            self._fire_later(self.postpone)
+                        else:
+                            self.unmask(vectors.index, vector)
                     else:
                         vectors.signal(vector)
         finally:
@@ -473,6 +492,7 @@ class Interrupts:
     def _disable(self, vectors: _Vectors) -> None:
         vectors.disable()
         if vectors is self._intx:
+            self._call_off()
             self._replace_unmask_fd(None)
 
     def _replace_unmask_fd(self, fd: int | None) -> None:
@@ -504,10 +524,21 @@ class Interrupts:
     def _set_level(self, level: bool) -> None:
         if level != self._intx_level:
             self._intx_level = level
+            self._call_off()
             if self.on_intx_level is not None:
                 self.on_intx_level(level)
 
+    def _fire_later(self, postpone: Callable[[Callable[[], object]], Cancellable]) -> None:
+        self._call_off()
+        self._postponed = postpone(self._fire_intx)
+
+    def _call_off(self) -> None:
+        if self._postponed is not None:
+            self._postponed.cancel()
+            self._postponed = None
+
     def _fire_intx(self) -> bool:
+        self._call_off()
         if not self._intx_level:
             return False
         intx = self._intx

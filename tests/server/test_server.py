@@ -684,6 +684,36 @@ def test_intx_is_unmasked_by_the_clients_eventfd(polled: Server, path: Path, dev
     close_all([trigger, unmask, other])
 
 
+def test_intx_unmasked_by_a_message_fires_again_only_if_it_is_left_up(tmp_path: Path) -> None:
+    now = [0.0]
+    device, trigger = Scratch(), os.eventfd(0, os.EFD_NONBLOCK)
+    with Server(device, tmp_path / "a.sock", loop=EventLoop(clock=lambda: now[0])) as server:
+        with negotiated(tmp_path / "a.sock", server) as client:
+
+            def unmask() -> None:
+                assert client.request(Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x11, 0, 0, 1)).error == 0
+
+            payload = struct.pack("<IIIII", 20, 0x24, IrqIndex.INTX, 0, 1)
+            assert client.request(Command.DEVICE_SET_IRQS, payload, [trigger]).error == 0
+            assert device.interrupts.assert_intx()
+            assert os.eventfd_read(trigger) == 1
+            unmask()
+            server.process()
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(trigger)
+            now[0] += server.next_timeout() or 0
+            server.process()
+            assert os.eventfd_read(trigger) == 1
+            unmask()
+            device.interrupts.deassert_intx()
+            assert server.next_timeout() is None
+            assert device.interrupts.assert_intx()
+            assert os.eventfd_read(trigger) == 1
+        run_until(server, lambda: not device.is_connected)
+    assert device.interrupts.postpone is None
+    os.close(trigger)
+
+
 def test_a_client_that_cannot_be_accepted_is_tried_again_later(tmp_path: Path) -> None:
     """As when this process is out of descriptors: the listening socket stays readable all the time."""
     now = [0.0]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 from vfio_user.errors import ConnectionClosedError, StateError
 from vfio_user.server.device import Device, MigrationProtocol
-from vfio_user.server.loop import EventLoop, Watch
+from vfio_user.server.loop import EventLoop, Timer, Watch
 from vfio_user.server.watchdog import watchdog
 from vfio_user.transport.address import Address, parse_address
 from vfio_user.transport.channel import Channel
@@ -44,6 +44,10 @@ log = logging.getLogger("vfio_user.server")
 #: another thread wants something for the first time.
 _TICK = 0.2
 
+
+#: Seconds a client that unmasked INTx has to lower the line, before it is told once more that the line is up. Its guest
+#: is amid a handler then, and needs some microseconds for that; a millisecond is what a loop can wait at least.
+_INTX_PAUSE = 0.001
 
 #: Seconds until a client that could not be accepted is tried again.
 _RETRY = 0.1
@@ -116,6 +120,7 @@ class Server:
         if strict:
             self.loop.on_failure = self._fail
         device.interrupts.on_unmask_fd_changed = self._watch_unmask_fd
+        device.interrupts.postpone = self._postpone
         self._wait_for_client()
 
     # Ways to run it.
@@ -219,7 +224,7 @@ class Server:
         if self._watch is not None:
             self._watch.close()
         self._listener.close()
-        self.device.interrupts.on_unmask_fd_changed = None
+        self.device.interrupts.on_unmask_fd_changed = self.device.interrupts.postpone = None
         if self._owns_loop:
             self.device.detach()
             self.loop.close()
@@ -354,6 +359,9 @@ class Server:
             self._fail(exc)
         if not self._closed:
             self._wait_for_client()
+
+    def _postpone(self, fire: Callable[[], object]) -> Timer:
+        return self.loop.call_later(_INTX_PAUSE, fire)
 
     def _watch_unmask_fd(self, fd: int | None) -> None:
         """The client connected (or took back) an eventfd by which it unmasks INTx."""
