@@ -624,6 +624,11 @@ class TestIntxFiringAgainLater:
         interrupts, later = Interrupts({INTX: 1}), Later()
         interrupts.postpone = later.postpone
         fd = os.eventfd(0, os.EFD_NONBLOCK)
+
+        def stop_and_go() -> None:
+            interrupts.held = True
+            interrupts.held = False
+
         acts: dict[str, Callable[[], object]] = {
             "+": interrupts.assert_intx,
             "-": interrupts.deassert_intx,
@@ -633,7 +638,7 @@ class TestIntxFiringAgainLater:
             "d": lambda: setattr(interrupts, "intx_disabled", True),
             "e": lambda: setattr(interrupts, "intx_disabled", False),
             "P": later.pass_time,
-            "h": lambda: (setattr(interrupts, "held", True), setattr(interrupts, "held", False)),
+            "h": stop_and_go,
         }
         try:
             interrupts.set_irqs(INTX, EVENTFD | TRIGGER, 0, 1, None, [os.dup(fd)])
