@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +11,18 @@ from vfio_user.backends import MemoryBackend, NullBackend
 from vfio_user.backends.base import fill_zeroes
 
 
-def resident(backend: MemoryBackend) -> int:
-    """Bytes of it that are in memory."""
+def mapping(backend: MemoryBackend, what: str) -> list[str]:
+    """What the kernel says of its memory; no other mapping may be as large."""
     pattern = f"{backend.size // 1024:>8} kB"
     with open("/proc/self/smaps") as smaps:  # noqa: PTH123
         lines = smaps.read().splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("Size:") and line.endswith(pattern))
-    return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1]) * 1024
+    return next(line for line in lines[at:] if line.startswith(f"{what}:")).split()[1:]
+
+
+def resident(backend: MemoryBackend) -> int:
+    """Bytes of it that are in memory."""
+    return int(mapping(backend, "Rss")[0]) * 1024
 
 
 def test_it_takes_memory_as_it_is_written_and_gives_it_back() -> None:
@@ -29,6 +35,14 @@ def test_it_takes_memory_as_it_is_written_and_gives_it_back() -> None:
         target = bytearray(10 * mmap.PAGESIZE)
         disk.read(0, [memoryview(target)])
         assert target == b"\xff" + bytes(10 * mmap.PAGESIZE - 1)
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no transparent huge pages"
+)
+def test_it_asks_for_large_pages() -> None:
+    with MemoryBackend(779 * mmap.PAGESIZE * 16) as disk:
+        assert "hg" in mapping(disk, "VmFlags")
 
 
 def test_zeroes_that_keep_their_memory() -> None:

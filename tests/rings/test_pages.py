@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +87,53 @@ def test_a_part_of_what_was_located(guest: tuple[Dma, list[GuestRam], GuestPages
         before = page(rams, numbers[0])
         located.store(np.zeros(4, f"V{PAGE}"), slice(2, 4), slice(1, 3))
         assert [page(rams, number) for number in numbers] == [before, bytes(PAGE), bytes(PAGE)]
+
+
+#: Of how many pages runs are, and how many of them follow each other in the guest.
+_RUNS = [(1, 1), (2, 2), (7, 7), (8, 1), (8, 8), (8, 24), (9, 5), (12, 6), (16, 16), (32, 8)]
+
+
+@pytest.mark.parametrize(("length", "neighbours"), _RUNS)
+@pytest.mark.parametrize("files", [1, 2])
+def test_runs_of_pages(length: int, neighbours: int, files: int) -> None:
+    count, source_pages, ram_pages = 3, 200, 256
+    with guest_ram((0, ram_pages * PAGE), (ram_pages * PAGE, ram_pages * PAGE)) as (dma, rams):
+        pages = GuestPages(dma, PAGE)
+        # Groups of pages that follow each other, taken in any order, from one file or from both.
+        groups = list(range(0, files * ram_pages - neighbours, neighbours))
+        random.Random(length).shuffle(groups)
+        numbers = [group + at for group in groups for at in range(neighbours)][: count * length]
+        # Two runs that follow each other in the source do not in the guest, and the other way round.
+        firsts = np.array([100, 100 + length, 3], np.int64)
+        rows = [int(first) + at for first in firsts for at in range(length)]
+        source = np.frombuffer(os.urandom(source_pages * PAGE), f"V{PAGE}")
+        located = pages.locate(addresses(*numbers), write=True)
+        located.store_runs(source, firsts, length)
+        expected = {number: source[row].tobytes() for number, row in zip(numbers, rows, strict=True)}
+        for number in range(2 * ram_pages):
+            assert page(rams, number) == expected.get(number, bytes(PAGE))
+        target = np.zeros(source_pages, f"V{PAGE}")
+        located.load_runs(target, firsts, length)
+        wanted = {row: source[row].tobytes() for row in rows}
+        assert [one.tobytes() for one in target] == [wanted.get(row, bytes(PAGE)) for row in range(source_pages)]
+        pages.close()
+
+
+@pytest.mark.parametrize("numbers", [(18, 16, 19), (18, 65, 20)])
+def test_the_first_words_of_pages(guest: tuple[Dma, list[GuestRam], GuestPages], numbers: tuple[int, ...]) -> None:
+    _, rams, pages = guest
+    words = pages.locate(addresses(*numbers), write=False).load_words(3)
+    assert [row.tobytes() for row in words] == [page(rams, number)[:24] for number in numbers]
+    rams[0].memory[:] = bytes(len(rams[0].memory))
+    assert words.any(axis=1).all()  # a copy
+
+
+@pytest.mark.parametrize("bounds", [(0, (1 << 63) - 1), (-1, 0), (0, -1), (17 * PAGE, 1 << 40)])
+def test_bounds_that_are_far_off(guest: tuple[Dma, list[GuestRam], GuestPages], bounds: tuple[int, int]) -> None:
+    _, _, pages = guest
+    assert pages.locate(addresses(16), write=False).found is None
+    for numbers, expected in (((17, 18), True), ((18, 40), False), ((17, 60), False)):
+        assert (pages.locate(addresses(*numbers), write=False, bounds=bounds).found is None) == expected
 
 
 def test_addresses_of_the_upper_half_are_not_found(guest: tuple[Dma, list[GuestRam], GuestPages]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vfio_user.devices.nvme.command import CommandFailed
 from vfio_user.devices.nvme.nvm_commands import NvmCommands
 from vfio_user.hardware.nvme.entries import SUBMISSION_ENTRY_SIZE, SubmissionEntry
 from vfio_user.hardware.nvme.opcodes import NvmOpcode
@@ -90,10 +88,14 @@ class BatchCommands:
         return self._vector
 
     def _medium(self, nsid: int) -> Medium | None:
-        namespace = None
-        with contextlib.suppress(CommandFailed):
-            namespace = self._controller.namespaces.active(nsid)
-        if namespace is None or namespace.formatting or namespace.uncorrectable or not namespace.gate.is_open:
+        namespace = self._controller.namespaces.get(nsid)
+        if (
+            namespace is None
+            or not namespace.attached
+            or namespace.formatting
+            or namespace.uncorrectable
+            or not namespace.gate.is_open
+        ):
             return None
         # Without a write cache each write has to last before it ends.
         writable = self._controller.features.write_cache and not namespace.write_protected

@@ -37,10 +37,6 @@ from vfio_user.rings.pages import GuestPages, as_pages
 
 __all__ = ["Medium", "Run", "VectorEngine"]
 
-#: From so many pages on a command is copied by itself: its pages of the medium are one piece, so nothing is copied to
-#: a third place in between.
-_LARGE = 8
-
 _READ = int(NvmOpcode.READ)
 _WRITE = int(NvmOpcode.WRITE)
 
@@ -66,11 +62,10 @@ _PRP2 = _column("prp2")
 _SLBA = _column("cdw10")  # with cdw11
 _LENGTH = _column("cdw12")  # NLB, counted from 0, and flags; above, cdw13, which only advises
 _WORDS = SUBMISSION_ENTRY.size // 8
-# The command identifier's place in either, in 16-bit words.
-_SUBMISSION_CID = _word(SUBMISSION_ENTRY, SubmissionEntry._fields, "cid", 2)
-_COMPLETION_CID = _word(COMPLETION_ENTRY, CompletionEntry._fields, "cid", 2)
-
 _CID_MASK = 0xFFFF_0000  # of the header
+_CID_SHIFT = np.array(16)  # as an array, which a Python integer would be made into each time
+# Where it is in a completion.
+_COMPLETION_CID = 2 * _word(COMPLETION_ENTRY, CompletionEntry._fields, "cid", 2)
 _LOW = 0xFFFF_FFFF
 
 #: Signed, as indexes are; what is negative then is no address anybody maps, and no block a medium has.
@@ -130,6 +125,8 @@ class VectorEngine:
         self._max_transfer = max_transfer
         self.page_size = page_size
         self._page_shift = page_size.bit_length() - 1
+        #: By the size of blocks: from their numbers to those of pages.
+        self._row_shifts = [np.array(self._page_shift - shift) for shift in range(self._page_shift + 1)]
         self._guest = GuestPages(dma, page_size)
 
     def close(self) -> None:
@@ -152,7 +149,7 @@ class VectorEngine:
             if count:
                 yield Run(batch, bytearray())
             return
-        commands = np.frombuffer(batch, np.int64).reshape(count, _WORDS)
+        commands: _Words = np.ndarray((count, _WORDS), np.int64, batch)
         run = self._alike(commands, sq_id, sq_head)
         if run is not None:
             yield run
@@ -192,9 +189,10 @@ class VectorEngine:
 
     def _alike(self, commands: _Words, sq_id: int, sq_head: int) -> Run | None:
         """Carries out commands that are all alike and usual; None, and nothing is done, if they are not."""
-        # A bit that is the same in every command is the same in both.
-        some: list[int] = np.bitwise_or.reduce(commands, axis=0).tolist()
-        every: list[int] = np.bitwise_and.reduce(commands, axis=0).tolist()
+        # By columns: reducing them is then twice as quick. A bit that is the same in every command is the same in both.
+        table = commands.T.copy()
+        some: list[int] = np.bitwise_or.reduce(table, 1).tolist()
+        every: list[int] = np.bitwise_and.reduce(table, 1).tolist()
         header = every[_HEADER]
         if (some[_HEADER] ^ header) & ~_CID_MASK or (some[_LENGTH] ^ every[_LENGTH]) & _LOW:
             return None
@@ -213,71 +211,74 @@ class VectorEngine:
         offset, last = some[_SLBA] << medium.block_shift, medium.backend.size - size
         if (some[_PRP1] | offset) & page_mask or offset < 0:
             return None
-        if offset > last and int(commands[:, _SLBA].max()) << medium.block_shift > last:
+        if offset > last and int(table[_SLBA].max()) << medium.block_shift > last:
             return None
-        if not self._transfer(commands, opcode, size >> self._page_shift, some, every, medium):
+        if not self._transfer(table, opcode, size >> self._page_shift, some, every, medium):
             return None
         count = len(commands)
         completions = bytearray(COMPLETION_ENTRY.pack(0, 0, sq_head, sq_id, 0, 0) * count)
-        np.frombuffer(completions, np.uint16)[_COMPLETION_CID :: COMPLETION_ENTRY.size // 2] = commands.view(np.uint16)[
-            :, _SUBMISSION_CID
-        ]
+        np.ndarray(count, np.uint16, completions, _COMPLETION_CID, COMPLETION_ENTRY.size)[:] = (
+            table[_HEADER] >> _CID_SHIFT
+        )
         return Run(b"", completions, opcode, count, size)
 
     def _transfer(
-        self, commands: _Words, opcode: int, pages: int, some: list[int], every: list[int], medium: Medium
+        self, table: _Words, opcode: int, pages: int, some: list[int], every: list[int], medium: Medium
     ) -> bool:
         """Copies the data of alike commands, if all of their addresses are usual, and all of them are mapped."""
-        addresses = self._addresses(commands, pages, some[_PRP2])
-        if addresses is None:
+        found = self._addresses(table, pages, some, every)
+        if found is None:
             return False
+        addresses, bounds = found
         try:
             contents = medium.backend.contents
         except OSError:
             return False
         if contents is None:
             return False
-        bounds = (every[_PRP1], some[_PRP1]) if pages == 1 else None
         located = self._guest.locate(addresses, write=opcode == _READ, bounds=bounds)
         if located.found is not None:
             return False
         disk = as_pages(contents, self.page_size)
-        rows = commands[:, _SLBA] >> self._page_shift - medium.block_shift
-        copy = located.store if opcode == _READ else located.load
-        if pages >= _LARGE:
-            for number, row in enumerate(rows.tolist()):
-                copy(disk, slice(row, row + pages), slice(number * pages, (number + 1) * pages))
-        elif pages > 1:
-            copy(disk, (rows[:, np.newaxis] + np.arange(pages)).ravel())
+        rows = table[_SLBA] >> self._row_shifts[medium.block_shift]
+        if pages > 1:
+            (located.store_runs if opcode == _READ else located.load_runs)(disk, rows, pages)
         else:
-            copy(disk, rows)
+            (located.store if opcode == _READ else located.load)(disk, rows)
         return True
 
-    def _addresses(self, commands: _Words, pages: int, some_prp2: int) -> _Words | None:
+    def _addresses(
+        self, table: _Words, pages: int, some: list[int], every: list[int]
+    ) -> tuple[_Words, tuple[int, int]] | None:
         """The address of every page of the guest, command after command; None where one is unusual.
+
+        Returns:
+            The addresses, and what none of them is below, and none above.
 
         Spec: 4.1.1. PRP entry 2 is the second page of two, and of more the address of the list of them.
         """
+        low, high = every[_PRP1], some[_PRP1]
         if pages == 1:
-            return commands[:, _PRP1]
-        if some_prp2 & self.page_size - 1:
+            return table[_PRP1], (low, high)
+        if some[_PRP2] & self.page_size - 1:
             return None  # not a page; or a list that begins inside one, as it may
         if pages == 2:
-            return commands[:, _PRP1 : _PRP2 + 1].ravel()
+            return table[_PRP1 : _PRP2 + 1].T.ravel(), (low & every[_PRP2], high | some[_PRP2])
         listed = pages - 1
         if listed * 8 > self.page_size:
             return None  # the list goes on in another page
-        lists = self._guest.locate(commands[:, _PRP2], write=False)
+        lists = self._guest.locate(table[_PRP2], write=False, bounds=(every[_PRP2], some[_PRP2]))
         if lists.found is not None:
             return None
-        # A copy of the pages the lists are in, made once, before anything in them is looked at.
-        copied = np.empty(len(commands), f"V{self.page_size}")
-        lists.load(copied, slice(None))
-        addresses = np.empty((len(commands), pages), np.int64)
-        addresses[:, 0] = commands[:, _PRP1]
-        addresses[:, 1:] = copied.view(np.int64).reshape(len(commands), -1)[:, :listed]
+        addresses = np.empty((table.shape[1], pages), np.int64)
+        addresses[:, 0] = table[_PRP1]
+        # A copy, made once, before anything in it is looked at.
+        addresses[:, 1:] = lists.load_words(listed)
         flat = addresses.ravel()
-        return None if int(np.bitwise_or.reduce(flat)) & self.page_size - 1 else flat
+        high = int(np.bitwise_or.reduce(flat))
+        if high & self.page_size - 1:
+            return None
+        return flat, (int(np.bitwise_and.reduce(flat)), high)
 
 
 def _left(commands: _Words) -> Run:
