@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -11,9 +10,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.cli.support import Outcome
+from tests.support.waiting import wait_for
 from vfio_user.client.device import VfioUserClient
 from vfio_user.devices.edu import Edu
-from vfio_user.errors import CommandError
+from vfio_user.errors import CommandError, ConnectError
 from vfio_user.protocol.constants import Command
 from vfio_user.protocol.header import command_header
 from vfio_user.server.commands import COMMANDS, Reply
@@ -130,12 +130,17 @@ def test_a_report_that_cannot_be_written(run: Run, address: str, tmp_path: Path)
 
 
 def observed(run: Run, path: Path, act: Callable[[], None], *words: str) -> Outcome:
-    """``conform client``, and a client that comes as soon as it listens."""
+    """``conform client``, and a client that comes as soon as it listens: not when its socket file is there."""
 
     def come() -> None:
-        while not path.exists():
-            time.sleep(0.005)
-        act()
+        def acted() -> bool:
+            try:
+                act()
+            except (ConnectError, FileNotFoundError, ConnectionRefusedError):
+                return False
+            return True
+
+        wait_for(acted)
 
     thread = threading.Thread(target=come)
     thread.start()

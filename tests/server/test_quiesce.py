@@ -7,8 +7,7 @@ import logging
 import os
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.support.fds import memory_file
 from tests.support.migration_card import PAGE, Card, session
 from tests.support.raw_client import RawClient, access, connect, memory_session, message
+from tests.support.waiting import wait_for
 from vfio_user.errors import Busy, DeviceError
 from vfio_user.pci.registers import ResetKind
 from vfio_user.protocol.constants import Command, RegionIndex
@@ -85,14 +85,6 @@ def turn(disk: Disk, client: RawClient) -> None:
     """Lets the loop do what is due."""
     disk.loop.run_once()
     assert client.is_silent()
-
-
-def until(there: Callable[[], bool]) -> None:
-    """Looks until something another thread does is there."""
-    deadline = time.monotonic() + 10
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # A device that is quiet at once.
@@ -560,11 +552,11 @@ def test_what_comes_while_a_device_takes_for_ever(
         client.negotiate()
         disk.reads = 1
         client.command(Command.DEVICE_RESET)
-        until(lambda: "has waited" in caplog.text)
+        wait_for(lambda: "has waited" in caplog.text)
         client.write(BAR0, 0, 7, posted=True)
         memory = disk.dma.messenger
         assert isinstance(memory, ClientMemory)
-        until(lambda: bool(memory.held) or bool(disk.bar0.read(0, 4)))
+        wait_for(lambda: bool(memory.held) or bool(disk.bar0.read(0, 4)))
         assert disk.bar0.read(0, 4) == 0
         disk.end()
         assert client.receive().header.command == Command.DEVICE_RESET
