@@ -109,6 +109,8 @@ def test_every_backend_is_a_row_of_bytes(kind: str, tmp_path: Path, data: st.Dat
             start, end = min(one, other), max(one, other)
             if what == "read":
                 target = bytearray(end - start)
+                if backend.read_at_once(start, cut(target, parts)):
+                    assert target == model[start:end]
                 backend.read(start, cut(target, parts))
                 assert target == model[start:end]
             elif what == "write":
@@ -137,8 +139,9 @@ def test_every_backend_is_a_row_of_bytes(kind: str, tmp_path: Path, data: st.Dat
 def test_a_range_outside_is_the_callers_bug(make: Callable[[bytes], Backend], offset: int, length: int) -> None:
     backend = make(bytes(SIZE))
     buffer = memoryview(bytearray(length))
-    calls: list[Callable[[], None]] = [
+    calls: list[Callable[[], object]] = [
         lambda: backend.read(offset, [buffer]),
+        lambda: backend.read_at_once(offset, [buffer]),
         lambda: backend.write(offset, [buffer]),
         lambda: backend.zero(offset, length),
         lambda: backend.discard(offset, length),
@@ -169,8 +172,9 @@ def test_a_backend_that_is_closed_refuses_everything(make: Callable[[bytes], Bac
     backend = make(bytes(SIZE))
     backend.close()
     backend.close()
-    calls: list[Callable[[], None]] = [
+    calls: list[Callable[[], object]] = [
         lambda: backend.read(0, []),
+        lambda: backend.read_at_once(0, []),
         lambda: backend.write(0, []),
         lambda: backend.zero(0, 0),
         lambda: backend.discard(0, 0),
@@ -201,7 +205,7 @@ def test_a_read_only_backend_cannot_be_changed(kind: str, tmp_path: Path) -> Non
     contents = os.urandom(SIZE)
     with READ_ONLY[kind](tmp_path, contents) as backend:
         assert backend.read_only
-        calls: list[Callable[[], None]] = [
+        calls: list[Callable[[], object]] = [
             lambda: backend.write(0, [b"x"]),
             lambda: backend.zero(0, 1),
             lambda: backend.discard(0, 1),

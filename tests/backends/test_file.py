@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,81 @@ def test_a_transfer_in_pieces(image: Path, monkeypatch: pytest.MonkeyPatch) -> N
         disk.read(100, [memoryview(target)[:999], memoryview(target)[999:999], memoryview(target)[999:]])
     assert target == data
     assert image.read_bytes()[100:5100] == data
+
+
+# What is in the page cache.
+
+
+@pytest.fixture
+def cached(image: Path) -> Iterator[FileBackend]:
+    with FileBackend(image) as disk:
+        if not disk.read_at_once(0, [memoryview(bytearray(512))]):
+            pytest.skip("this file system always waits (RWF_NOWAIT)")
+        yield disk
+
+
+def test_what_is_in_the_page_cache_is_read_at_once(cached: FileBackend) -> None:
+    cached.write(1000, [b"some", b"bytes"])
+    targets = [bytearray(4), bytearray(0), bytearray(5)]
+    assert cached.read_at_once(1000, [memoryview(target) for target in targets])
+    assert targets == [b"some", b"", b"bytes"]
+
+
+def test_what_is_not_there_is_left_to_who_may_wait(cached: FileBackend) -> None:
+    cached.flush()
+    os.posix_fadvise(cached._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    target = memoryview(bytearray(SIZE))
+    assert not cached.read_at_once(0, [target])
+    cached.read(0, [target])
+    assert cached.read_at_once(0, [target])
+    # Half of it.
+    os.posix_fadvise(cached._fd, SIZE // 2, 0, os.POSIX_FADV_DONTNEED)
+    assert not cached.read_at_once(0, [target])
+    assert cached.read_at_once(0, [target[:512]])
+
+
+def test_errors_and_ends_are_left_to_who_may_wait(cached: FileBackend, image: Path) -> None:
+    os.truncate(image, 8192)
+    assert not cached.read_at_once(4097, [memoryview(bytearray(4096))])
+    assert cached.read_at_once(4096, [memoryview(bytearray(4096))])
+    os.close(cached._fd)
+    cached._fd = os.open(image, os.O_WRONLY)
+    assert not cached.read_at_once(0, [memoryview(bytearray(1))])
+    os.close(cached._fd)
+    cached._fd = os.open(image, os.O_RDONLY)
+    assert cached.read_at_once(0, [memoryview(bytearray(1))])
+
+
+def test_more_buffers_than_one_call_takes_are_not_read_at_once(cached: FileBackend) -> None:
+    assert not cached.read_at_once(0, [memoryview(bytearray(1))] * 1025)
+    assert cached.read_at_once(0, [memoryview(bytearray(1))] * 1024)
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_always_waits_is_asked_once(
+    image: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    asked = 0
+
+    def preadv(*_: Any) -> int:
+        nonlocal asked
+        asked += 1
+        raise OSError(error, os.strerror(error))
+
+    with FileBackend(image) as disk:
+        monkeypatch.setattr(os, "preadv", preadv)
+        for _ in range(3):
+            assert not disk.read_at_once(0, [memoryview(bytearray(512))])
+    assert asked == 1
+
+
+def test_a_disk_that_is_read_directly_is_always_waited_for(image: Path) -> None:
+    with FileBackend(image, direct=True) as disk, mmap.mmap(-1, 4096) as memory, memoryview(memory) as target:
+        disk.read(0, [target])
+        assert not disk.read_at_once(0, [target])
+
+
+# What goes wrong.
 
 
 @pytest.mark.parametrize("direct", [False, True])

@@ -109,6 +109,25 @@ class Backend(ABC):
         if length:
             self._read(offset, views, length)
 
+    def read_at_once(self, offset: int, views: Sequence[memoryview]) -> bool:
+        """Does what ``read`` does if that takes no longer than a copy: the bytes are in memory already.
+
+        So a device's own thread can do it, and straight into the guest's memory.
+
+        Args:
+            offset: bytes.
+            views: see ``read``.
+
+        Returns:
+            Whether it was done. If not, the views hold anything, and ``read`` does it, or says what is wrong.
+
+        Raises:
+            ValueError: see ``read``.
+        """
+        length = sum(map(len, views))
+        self._check(offset, length, "read")
+        return self._read_at_once(offset, views, length)
+
     def write(self, offset: int, views: Sequence[ReadableBuffer]) -> None:
         """Writes all the buffers, one after the other, from ``offset`` on.
 
@@ -186,6 +205,10 @@ class Backend(ABC):
     @abstractmethod
     def _write(self, offset: int, views: Sequence[ReadableBuffer], length: int) -> None:
         """Writes the buffers, ``length`` bytes together and more than 0."""
+
+    def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        """Fills the views if nothing has to be waited for. Unless overridden it never does."""
+        return False
 
     def _zero(self, offset: int, length: int, *, may_deallocate: bool) -> None:
         """Makes ``length`` bytes, more than 0, read as zeroes. Unless overridden they are written."""

@@ -1,7 +1,7 @@
 """A disk image: a file, or a block device, whose bytes are the disk's.
 
 Data moves between the file and the views it is given in one system call (``preadv``, ``pwritev``), which lets other
-threads run meanwhile.
+threads run meanwhile. What is in the page cache can be had at once (``RWF_NOWAIT``, where the file system knows it).
 
 **O_DIRECT** goes past the page cache. It needs offset, lengths and memory aligned to the block size. Transfers between
 page-aligned guest memory and whole blocks are, and go straight; what is not aligned goes through a buffer that is, and
@@ -82,6 +82,8 @@ class FileBackend(Backend):
         self._direct = direct
         self._edges = threading.Lock()
         self._can_punch = self._can_zero = True
+        # With O_DIRECT it would not wait for memory, but still for the disk.
+        self._can_read_at_once = not direct
 
     def _read(self, offset: int, views: Sequence[memoryview], length: int) -> None:
         if self._direct and not self._try_direct(os.preadv, offset, views, length):
@@ -89,6 +91,18 @@ class FileBackend(Backend):
         elif not self._direct and (len(views) > _MAX_VIEWS or os.preadv(self._fd, views, offset) != length):
             # Short, or too many at once: rare, so what was read is read again.
             _all_of(os.preadv, self._fd, offset, views)
+
+    def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        if not self._can_read_at_once or len(views) > _MAX_VIEWS:
+            return False
+        try:
+            return os.preadv(self._fd, views, offset, os.RWF_NOWAIT) == length
+        except BlockingIOError:  # not a byte of it is in the page cache
+            return False
+        except OSError as exc:
+            if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # nor will it be: tmpfs, or an old kernel
+                self._can_read_at_once = False
+            return False  # whatever is wrong, a read that may wait will say so
 
     def _write(self, offset: int, views: Sequence[ReadableBuffer], length: int) -> None:
         if self._direct and not self._try_direct(os.pwritev, offset, views, length):

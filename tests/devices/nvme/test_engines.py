@@ -181,3 +181,14 @@ def test_numpy_is_not_imported_before_it_is_needed() -> None:
         "device = Nvme(image='memory:1M'); make_engine(device); print('numpy' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
+
+
+def test_a_disk_that_has_to_be_waited_for_is_left_to_the_other_engine_at_once() -> None:
+    with bench(real_time=True, backend=PatientBackend(patient=False)) as nvme:
+        engine = nvme.device.engine = make_engine(nvme.device, vector=True)
+        assert isinstance(engine, BatchCommands)
+        buffer = nvme.buffer(size=PAGE)
+        for nsid, status in ((1, Status.SUCCESS), (7, Status.INVALID_FIELD)):
+            batch = [transfer(NvmOpcode.READ, buffer, 0)._replace(nsid=nsid)] * 8
+            assert run(nvme, batch) == [status] * 8
+        assert engine._vector is None

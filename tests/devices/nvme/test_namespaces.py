@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfio_user.backends import open_backend
+from vfio_user.backends import MemoryBackend, open_backend
 from vfio_user.devices.nvme.command import CommandFailed
 from vfio_user.devices.nvme.gate import Gate
 from vfio_user.devices.nvme.namespaces import BlockRanges, Namespaces, Slice
@@ -53,7 +54,23 @@ def test_a_slice_is_a_part_of_its_base() -> None:
         assert view == b"\1" * 512
         with pytest.raises(ValueError, match="has to lie inside"):
             part.read(8192 - 511, [memoryview(view)])
+        assert not part.read_at_once(0, [memoryview(view)])
         assert (part.blocking, part.flush_blocks, part.read_only) == (False, False, False)
+
+
+class AtOnce(MemoryBackend):
+    """Need not be waited for."""
+
+    def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        self._read(offset, views, length)
+        return True
+
+
+def test_a_slice_of_what_need_not_be_waited_for() -> None:
+    with AtOnce(bytes(8192) + b"\1" * 8192) as base:
+        view = bytearray(512)
+        assert Slice(base, 4096, 8192).read_at_once(4096, [memoryview(view)])
+        assert view == b"\1" * 512
 
 
 def test_capacity_is_given_and_taken_back() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
+from vfio_user.backends import FileBackend
 from vfio_user.hardware.nvme.data_pointers import SglDescriptor, SglType
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
@@ -21,14 +22,20 @@ BLOCK = 512
 BLOCKS = (1 << 20) // BLOCK
 
 
-@pytest.fixture(params=["memory", "file", "mapped"])
-def nvme(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """On memory, on a file with its threads, on a mapped file."""
+def never(*_: object) -> bool:
+    return False
+
+
+@pytest.fixture(params=["memory", "file", "file, always waiting", "mapped"])
+def nvme(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """On memory, on a file, on a file that threads read, on a mapped file."""
     image = "memory:1M"
     if request.param != "memory":
         path = tmp_path / "disk.img"
         path.write_bytes(bytes(1 << 20))
-        image = str(path) if request.param == "file" else f"file:{path}?mapped=on"
+        image = f"file:{path}?mapped=on" if request.param == "mapped" else str(path)
+    if request.param == "file, always waiting":
+        monkeypatch.setattr(FileBackend, "_read_at_once", never)
     with bench(real_time=True, image=image) as made:
         yield made
 
@@ -263,6 +270,51 @@ def test_commands_that_block_do_not_hold_up_others() -> None:
         assert nvme.status(command(0xFF)) == Status.INVALID_COMMAND_OPCODE  # out of order
         backend.let_go()
         assert [completion.status for completion in nvme.queue.wait(cids)] == [0, 0]
+
+
+class CachingBackend(PatientBackend):
+    """Half of it need not be waited for."""
+
+    def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        if offset + length > self.size // 2:
+            return False
+        for view in views:
+            view[:] = self.memory[offset : offset + len(view)]
+            offset += len(view)
+        return True
+
+
+def test_what_need_not_be_waited_for_is_read_at_once() -> None:
+    backend = CachingBackend()
+    backend.memory[:] = os.urandom(backend.size)
+    with bench(real_time=True, backend=backend) as nvme:
+        target = nvme.buffer(size=3 * BLOCK)
+        cids = nvme.queue.submit(
+            command(NvmOpcode.READ, BLOCKS - 1, prp1=target),
+            command(NvmOpcode.READ, 5, 2, prp1=target + BLOCK),
+        )
+        nvme.under_test.settle()
+        assert [completion.cid for completion in nvme.queue.poll()] == [cids[1]]
+        assert nvme.device.dma.read(target, 3 * BLOCK) == bytes(BLOCK) + backend.memory[5 * BLOCK : 7 * BLOCK]
+        backend.let_go()
+        assert [completion.status for completion in nvme.queue.wait(cids[:1])] == [0]
+        assert nvme.device.dma.read(target, BLOCK) == backend.memory[-BLOCK:]
+        # Not while a command works there alone.
+        backend.hold()
+        pair = [command(NvmOpcode.COMPARE, flags=1, prp1=target), command(NvmOpcode.WRITE, flags=2, prp1=target)]
+        nvme.queue.submit(*pair, command(NvmOpcode.READ, 5, 2, prp1=target))
+        nvme.under_test.settle()
+        assert nvme.queue.poll() == []
+        backend.let_go()
+        nvme.under_test.wait_until(lambda: nvme.device.jobs.is_idle)
+
+
+def test_data_that_has_nowhere_to_go_is_not_read_at_once() -> None:
+    with bench(real_time=True, backend=CachingBackend(patient=False)) as nvme:
+        assert nvme.status(command(NvmOpcode.READ, prp1=0x5555_0000_0000)) == Status.DATA_TRANSFER_ERROR
+        last = nvme.buffer(SglDescriptor(0, BLOCK, SglType.BIT_BUCKET).pack())
+        prp1, prp2 = SglDescriptor(last, 16, SglType.LAST_SEGMENT).to_entry()
+        assert nvme.status(command(NvmOpcode.READ, flags=0x40, prp1=prp1, prp2=prp2)) == Status.SUCCESS
 
 
 def test_a_command_identifier_that_is_in_use() -> None:

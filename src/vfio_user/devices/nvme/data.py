@@ -175,6 +175,22 @@ class DataPointers:
             self._dma.read_into(iova, target[at : at + length])
             at += length
 
+    def writable_views(self, pieces: Pieces) -> list[memoryview] | None:
+        """The guest's memory itself, to be filled before anything else is done; None where some of it is none of ours.
+
+        Raises:
+            DeviceError: some of it cannot be written.
+        """
+        views = []
+        for iova, length in pieces:
+            if iova == BIT_BUCKET:
+                return None
+            for segment in self._dma.sgl(iova, length, write=True):
+                if segment.memory is None:
+                    return None
+                views.append(segment.memory)
+        return views
+
     def write(self, pieces: Pieces, data: bytes | bytearray | memoryview) -> None:
         """Copies data into the guest's memory.
 

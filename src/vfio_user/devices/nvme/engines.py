@@ -20,6 +20,9 @@ __all__ = ["CROSS_OVER", "BatchCommands", "make_engine"]
 #: From so many commands on they are quicker together than one by one; measured by ``make bench-nvme``.
 CROSS_OVER = 4
 
+#: Where in a command its namespace is.
+_NSID = slice(4, 8)
+
 
 class BatchCommands:
     """Carries out like commands of a batch together, and gives all others to the engine that can do them all.
@@ -50,6 +53,7 @@ class BatchCommands:
             or entries[1::SUBMISSION_ENTRY_SIZE].strip(b"\0")
             or queue.fused is not None
             or queue.in_flight
+            or not self._is_memory(int.from_bytes(entries[_NSID], "little"))
         ):
             self.one_by_one.take(queue, entries)
             return
@@ -70,6 +74,11 @@ class BatchCommands:
                 else:
                     health.writes += run.number
                     health.blocks_written += blocks
+
+    def _is_memory(self, nsid: int) -> bool:
+        """The namespace may be one of those this engine works with: there is no need to look at the commands if not."""
+        namespace = self._controller.namespaces.get(nsid)
+        return namespace is not None and not namespace.backend.blocking
 
     def execute(self, queue: SubmissionQueue, entry: SubmissionEntry) -> None:
         """See ``Engine``."""

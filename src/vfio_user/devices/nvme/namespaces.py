@@ -95,6 +95,9 @@ class Slice(Backend):
     def _read(self, offset: int, views: Sequence[memoryview], length: int) -> None:
         self.base.read(self.offset + offset, views)
 
+    def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        return self.base.read_at_once(self.offset + offset, views)
+
     def _write(self, offset: int, views: Sequence[ReadableBuffer], length: int) -> None:
         self.base.write(self.offset + offset, views)
 
