@@ -74,7 +74,6 @@ TESTED_WITH = {
     "devices/nvme/test_identify.py": "devices/nvme/test_admin.py",
     "devices/nvme/test_io_queues.py": "devices/nvme/test_controller.py",
     "devices/nvme/test_jobs.py": "devices/nvme/test_nvm_commands.py",
-    "devices/nvme/test_life.py": "devices/nvme/test_controller.py",
     "devices/nvme/test_log_pages.py": "devices/nvme/test_admin.py",
     "devices/nvme/test_management.py": "devices/nvme/test_admin.py",
     "devices/nvme/test_queues.py": "devices/nvme/test_controller.py",

@@ -122,6 +122,22 @@ def test_nothing_is_lost_between_two_processes(tmp_path: Path, migration: str, s
         assert destination.migration.state == MigrationState.RUNNING
 
 
+def test_it_moves_on_and_on(tmp_path: Path) -> None:
+    # Each source's client is closed, with all descriptors it had, before the next move.
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(thread(tmp_path, "0", Traveller()))
+        old = stack.enter_context(memory())
+        guest = Guest(client, old)
+        for number in range(1, 5):
+            until(guest, 50)
+            destination = stack.enter_context(thread(tmp_path, str(number), Traveller()))
+            migrate(client, destination, pause=guest.work, dirtied=guest.dirtied)
+            client.close()
+            client = destination
+            guest.moved_to(client, old)
+        guest.check()
+
+
 def test_memory_the_devices_reach_by_messages(tmp_path: Path) -> None:
     with (
         thread(tmp_path, "source", Traveller()) as source,

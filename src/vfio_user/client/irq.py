@@ -174,8 +174,11 @@ class Irq:
             raise StateError(f"the device has {self.count} {self.name} vectors; {len(other)} cannot be taken over")
         self.disable()
         self.vectors = [IrqVector(self, vector.number, os.dup(vector.fd)) for vector in other]
+        given = [other.given.get(vector.number) for vector in other]
+        # Of a vector's own eventfd this has a descriptor of its own, as the other one's is closed with its client.
+        own = [new.fd if fd == vector.fd else fd for fd, vector, new in zip(given, other, self.vectors, strict=True)]
         try:
-            self._give([other.given.get(vector.number) for vector in other])
+            self._give(own)
         except BaseException:
             self._close_vectors()
             raise

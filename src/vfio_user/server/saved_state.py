@@ -136,6 +136,7 @@ class DeviceState:
         pieces: list[tuple[int, int, memoryview]] = []
         chunks: list[memoryview] = []
         description: object = None
+        stray: InvalidAccess | None = None
         at = _PREAMBLE.size
         while True:
             if len(data) - at < _RECORD.size:
@@ -156,13 +157,17 @@ class DeviceState:
             elif number == _CHUNK:
                 chunks.append(content)
             elif number >= len(self._memories) or offset + size > len(self._memories[number]):
-                raise InvalidAccess(
+                stray = InvalidAccess(
                     f"saved state: [{offset:#x}, {offset + size:#x}) of memory {number} is none of this device's"
                 )
             else:
                 pieces.append((number, offset, content))
         if at != len(data):
             raise InvalidAccess(f"saved state: {len(data) - at} bytes follow its end")
+        if stray is not None:
+            if isinstance(description, dict):  # which may say more, being that of a device that was made otherwise
+                self._check_attributes(description.get("attributes"))
+            raise stray
         if not isinstance(description, dict):
             raise InvalidAccess("saved state: it has no description")
         return description, pieces, chunks

@@ -67,6 +67,7 @@ class NvmeDriver:
         function.set_master()
         self._vectors: Sequence[IrqVector] = function.enable_interrupts(vectors) if vectors else []
         self._formats: dict[int, int] = {}
+        self._shadows: tuple[DmaBuffer, DmaBuffer] | None = None
         self.disable()
         self.admin_queue = self._enable(admin_entries)
 
@@ -83,6 +84,9 @@ class NvmeDriver:
         for queue in self.queues.values():
             queue.free()
         self.queues.clear()
+        for page in self._shadows or ():
+            page.free()
+        self._shadows = None
 
     def enable(self) -> None:
         """Enables the controller again after ``disable``.
@@ -101,6 +105,20 @@ class NvmeDriver:
         registers.cc = 4 << 20 | 6 << 16 | 1
         self._wait_ready(1)
         return queue
+
+    def moved_to(self, function: PciFunction) -> None:
+        """The controller goes on behind another client: the device has been migrated. What is in flight ends there.
+
+        Args:
+            function: of the client it was moved to, whose memory and interrupts are at the same addresses and of the
+                same numbers, as ``vfio_user.client.migrate`` sees to.
+        """
+        self.function = function
+        self.registers = function.registers(0, NvmeRegisters)
+        self._vectors = [function.client.irq(vector.irq.index)[vector.number] for vector in self._vectors]
+        for queue in (self.admin_queue, *self.queues.values()):
+            number = None if queue.vector is None else queue.vector.number
+            queue.moved_to(function, next((one for one in self._vectors if one.number == number), None))
 
     def _wait_ready(self, ready: int) -> None:
         deadline = time.monotonic() + max(self.registers.cap.to, 1) * 0.5
@@ -228,6 +246,20 @@ class NvmeDriver:
 
     # I/O queues.
 
+    def use_shadow_doorbells(self) -> None:
+        """Doorbell Buffer Config: those of I/O queues are memory from now on; the controller says when to ring.
+
+        Raises:
+            NvmeError: the controller has no such command.
+        """
+        pages = self.function.dma_alloc(_PAGE), self.function.dma_alloc(_PAGE)
+        entry = SubmissionEntry(AdminOpcode.DOORBELL_BUFFER_CONFIG, prp1=pages[0].iova, prp2=pages[1].iova)
+        # What the controller looks at as soon as it knows where is to be right by then.
+        for queue in self.queues.values():
+            queue.use_shadows(*pages)
+        self.admin_queue.execute(entry)
+        self._shadows = pages
+
     def create_queue_pair(self, length: int = 64, *, qid: int | None = None, vector: int | None = 1) -> QueuePair:
         """Creates an I/O submission queue and its completion queue.
 
@@ -256,6 +288,8 @@ class NvmeDriver:
                 AdminOpcode.CREATE_IO_SUBMISSION_QUEUE, prp1=queue.submissions.iova, cdw10=size, cdw11=qid << 16 | 1
             )
         )
+        if self._shadows is not None:
+            queue.use_shadows(*self._shadows)
         self.queues[qid] = queue
         return queue
 

@@ -16,7 +16,7 @@ from vfio_user.hardware.nvme.entries import (
 )
 from vfio_user.hardware.nvme.registers import DOORBELLS_OFFSET, completion_doorbell, submission_doorbell
 from vfio_user.hardware.nvme.status import status_text
-from vfio_user.rings import load_barrier
+from vfio_user.rings import full_barrier, load_barrier
 
 if TYPE_CHECKING:
     from vfio_user.client.irq import IrqVector
@@ -72,13 +72,41 @@ class QueuePair:
         self.in_flight: dict[int, SubmissionEntry] = {}
         self._function = function
         self._bar = function.bar0
-        self._tail_doorbell = DOORBELLS_OFFSET + 4 * submission_doorbell(qid)
-        self._head_doorbell = DOORBELLS_OFFSET + 4 * completion_doorbell(qid)
+        self._shadows: tuple[DmaBuffer, DmaBuffer] | None = None
         self._tail = self._head = 0
         self._sq_head = 0
         self._phase = 1
         self._next_cid = 0
         self._taken: dict[int, CompletionEntry] = {}
+
+    def moved_to(self, function: PciFunction, vector: IrqVector | None) -> None:
+        """The controller goes on behind another client; see ``NvmeDriver.moved_to``."""
+        self._function = function
+        self._bar = function.bar0
+        self.vector = vector
+
+    def use_shadows(self, shadows: DmaBuffer, event_indexes: DmaBuffer) -> None:
+        """From now on doorbells are written to memory, and rung when the controller asks for that.
+
+        Args:
+            shadows: the page of doorbells, as Doorbell Buffer Config told the controller.
+            event_indexes: the page of what the controller has seen.
+        """
+        for number, value in ((submission_doorbell(self.qid), self._tail), (completion_doorbell(self.qid), self._head)):
+            shadows.write32(4 * number, value)
+            event_indexes.write32(4 * number, value)
+        self._shadows = shadows, event_indexes
+
+    def _write_doorbell(self, number: int, value: int) -> None:
+        if self._shadows is not None:
+            shadows, event_indexes = self._shadows
+            old = shadows.read32(4 * number)
+            shadows.write32(4 * number, value)
+            full_barrier()  # or the event index is read before the controller, going to rest, can see this
+            seen = event_indexes.read32(4 * number)
+            if (value - seen - 1) & 0xFFFF >= (value - old) & 0xFFFF:
+                return
+        self._bar.write(DOORBELLS_OFFSET + 4 * number, 4, value, posted=True)
 
     @property
     def room(self) -> int:
@@ -121,7 +149,7 @@ class QueuePair:
 
     def ring(self, tail: int | None = None) -> None:
         """Writes the submission queue's doorbell; the tail, if not another value."""
-        self._bar.write(self._tail_doorbell, 4, self._tail if tail is None else tail, posted=True)
+        self._write_doorbell(submission_doorbell(self.qid), self._tail if tail is None else tail)
 
     def poll(self) -> list[CompletionEntry]:
         """Takes the completions that are there, and frees their entries; waits for nothing."""
@@ -140,7 +168,7 @@ class QueuePair:
             self.in_flight.pop(entry.cid, None)
             found.append(entry)
         if found:
-            self._bar.write(self._head_doorbell, 4, self._head, posted=True)
+            self._write_doorbell(completion_doorbell(self.qid), self._head)
         return found
 
     def wait(self, cids: Iterable[int], timeout: float = 10.0) -> list[CompletionEntry]:
