@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-from tests.devices.lsi53c8xx.assembler import Script
 from tests.devices.scsi.storage import Jobs, SlowStorage
 from tests.support.fds import memory_file
 from vfio_user.backends import Backend, MemoryBackend
 from vfio_user.devices.lsi53c8xx.controller import Lsi53c8xx, Lsi53c895a
 from vfio_user.devices.scsi import Disk, Target
+from vfio_user.drivers.lsi53c8xx.assembler import Script
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 from vfio_user.hardware.lsi53c8xx.registers import Lsi53c895aRegisters
 from vfio_user.protocol.constants import DmaMapFlags

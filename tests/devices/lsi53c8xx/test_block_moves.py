@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from tests.devices.lsi53c8xx.assembler import Script, if_phase
 from tests.devices.lsi53c8xx.board import DATA, INQUIRY, MEMORY, MEMORY_SIZE, PROGRAM, RAM, TABLE, Board
 from tests.devices.scsi.storage import Jobs
+from vfio_user.drivers.lsi53c8xx.assembler import Script, if_phase
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
 SIR, IID, BUS_FAULT = 0x04, 0x01, 0x20

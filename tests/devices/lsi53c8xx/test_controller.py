@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.devices.lsi53c8xx.assembler import Script, if_data, if_phase
 from tests.devices.lsi53c8xx.board import DATA, INQUIRY, PROGRAM, TEST_UNIT_READY, Board, disk
 from tests.devices.lsi53c8xx.conftest import BoardMaker
 from tests.devices.scsi.storage import Jobs
 from vfio_user.devices.lsi53c8xx.controller import Lsi53c8xx, Lsi53c810, Lsi53c895a
 from vfio_user.devices.options import device_options, make_device
+from vfio_user.drivers.lsi53c8xx.assembler import Script, if_data, if_phase
 from vfio_user.errors import DefinitionError
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 from vfio_user.pci import ResetKind

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.devices.lsi53c8xx.assembler import ALWAYS, CARRY, RELATIVE, Script, if_data, if_phase
 from tests.devices.lsi53c8xx.board import DATA, INQUIRY, MEMORY, MEMORY_SIZE, PROGRAM, RAM, REGISTERS, TABLE, Board
 from tests.devices.lsi53c8xx.conftest import BoardMaker
 from vfio_user.devices.lsi53c8xx.controller import Lsi53c810
+from vfio_user.drivers.lsi53c8xx.assembler import ALWAYS, CARRY, RELATIVE, Script, if_data, if_phase
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
 IID, SIR, BUS_FAULT = 0x01, 0x04, 0x20

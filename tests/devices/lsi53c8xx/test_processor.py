@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.devices.lsi53c8xx.assembler import ALWAYS, Script, if_phase
 from tests.devices.lsi53c8xx.board import DATA, DSP, MEMORY, MEMORY_SIZE, PROGRAM, RAM, REGISTERS, Board, disk
 from tests.devices.lsi53c8xx.conftest import BoardMaker
 from tests.devices.scsi.storage import Jobs
 from vfio_user.devices.lsi53c8xx import processor as processor_module
 from vfio_user.devices.lsi53c8xx.controller import Lsi53c895a
 from vfio_user.devices.lsi53c8xx.waiting import Waiting
+from vfio_user.drivers.lsi53c8xx.assembler import ALWAYS, Script, if_phase
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
 IID, SIR, SSI, ABRT, BUS_FAULT = 0x01, 0x04, 0x08, 0x10, 0x20
