@@ -120,6 +120,20 @@ def test_what_changes_while_it_looks_is_seen_in_the_same_turn(bells: Doorbells) 
     assert bells.rung == [(2, value) for value in range(10, module._LOOKS + 1, 10)]
 
 
+def test_a_turn_ends_however_much_there_is_to_do(bells: Doorbells) -> None:
+    poller = bells.poller()
+    poller.start()
+
+    def write() -> None:
+        bells.values[2] += 1
+
+    bells.on_look = write
+    for turn in (1, 2, 3):
+        bells.scheduler.turn()
+        assert bells.rung == [(2, value) for value in range(1, turn * module._FINDS + 1)]
+        assert poller.looks == turn * module._FINDS
+
+
 def test_without_work_it_looks_ever_more_rarely(bells: Doorbells) -> None:
     poller = bells.poller()
     poller.start()
