@@ -3,6 +3,10 @@
 A load generator in C, which polls, has one core, and the controller the other. It writes the whole medium first, each
 page with its number, and checks that in every page it reads. Every figure is the best of several short runs: on a
 machine that does other things too, the best run says what the code can do, and the others what the machine did.
+
+Before each run the same load goes to a device of fifty lines of C (``floor.c``), on the same two cores: what this
+machine can do at this moment. It trusts what it is given, and is no controller; the ratio to it is what can be compared
+between machines, and between moments. A second device, which copies nothing, shows how far the generator goes.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from bench.nvme.guest import measure_in_guest
 from bench.peers import running
@@ -23,6 +28,9 @@ from bench.peers import running
 _HERE = Path(__file__).resolve().parent
 
 KIB = 1024
+
+#: How nearly as quick as memory a file that is mapped is to be.
+_ALIKE = 0.8
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Setup:
         engine: vector or scalar.
         doorbells: mapped, shadow or trapped.
         loads: with the target of each: commands a second, or None.
+        like: the setup it is to be nearly as quick as.
     """
 
     name: str
@@ -60,6 +69,7 @@ class Setup:
     engine: str
     doorbells: str
     loads: dict[Load, int | None]
+    like: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Figures:
 
     Attributes:
         rate: commands a second.
+        floor: those of the C device, the best run.
+        ratio: to the floor, the median of the runs.
         p50: the median latency in microseconds; the least of any run. The depth by it is the rate of the undisturbed
             half of the time.
         p99: likewise.
@@ -76,6 +88,8 @@ class Figures:
     """
 
     rate: float
+    floor: float
+    ratio: float
     p50: float
     p99: float
     cpu: float
@@ -107,8 +121,15 @@ SETUPS = [
         "vector",
         "mapped",
         {**random_reads(None, None, None, None), LARGE: None},
+        like="memory",
     ),
-    Setup("file", "file:{file}", "scalar", "mapped", {**random_reads(None, None, None, None), LARGE: None}),
+    Setup(
+        "file",
+        "file:{file}",
+        "scalar",
+        "mapped",
+        {**random_reads(None, None, None, None), Load("write", 4 * KIB, 32): None, LARGE: None},
+    ),
     Setup("memory, shadow doorbells", "memory:{size}M", "vector", "shadow", random_reads(None, None, None, None)),
     Setup("memory, trapped doorbells", "memory:{size}M", "vector", "trapped", random_reads(None, None, None, None)),
 ]
@@ -142,16 +163,59 @@ def generate(command: list[str], cpu: int, *arguments: object) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
-def measure(command: list[str], load: Load, cpu: int, runs: int, seconds: float) -> Figures:
+def measure(command: list[str], load: Load, floor: Floor, runs: int, seconds: float) -> Figures:
     best: Figures | None = None
     least = float("inf")
+    floors, ratios = [], []
     for _ in range(runs):
-        rate, p50, p99, cost, messages = generate(command, cpu, load.opcode, load.size, load.depth, seconds)
+        floors.append(floor.rate(load, seconds / 2))
+        rate, p50, p99, cost, messages = generate(command, floor.ours, load.opcode, load.size, load.depth, seconds)
+        ratios.append(rate / floors[-1])
         least = min(least, p50 / 1e3)
         if best is None or rate > best.rate:
-            best = Figures(rate, p50 / 1e3, p99 / 1e3, cost / 1e3, messages / max(rate * seconds, 1) * 1e3)
+            best = Figures(rate, 0, 0, p50 / 1e3, p99 / 1e3, cost / 1e3, messages / max(rate * seconds, 1) * 1e3)
     assert best is not None
-    return replace(best, p50=least)
+    return replace(best, p50=least, floor=max(floors), ratio=median(ratios))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The device in C.
+
+    Attributes:
+        program: the generator, which has it.
+        medium: bytes.
+        ours: the generator's processor.
+        theirs: the device's.
+    """
+
+    program: str
+    medium: int
+    ours: int
+    theirs: int
+
+    def rate(self, load: Load, seconds: float, *, copies: bool = True) -> float:
+        """Commands a second."""
+        medium = self.medium if copies else 0
+        command = [self.program, "floor", str(self.theirs), str(medium)]
+        return generate(command, self.ours, load.opcode, load.size, load.depth, seconds)[0]
+
+
+COLUMNS = (
+    "commands/s", "target", "floor", "ratio", "GB/s", "p50 us", "p99 us", "by p50", "CPU us", "messages/1000",
+)  # fmt: skip
+WIDTHS = (11, 10, 10, 5, 6, 8, 8, 10, 7, 5)
+
+
+def _mark(reached: bool) -> str:
+    return "reached" if reached else "missed"
+
+
+def print_row(name: str, load: object, *cells: str) -> None:
+    widths = (*WIDTHS[: len(cells)], *(0 for _ in cells[len(WIDTHS) :]))
+    print(
+        f"{name:26} {load!s:20}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)), flush=True
+    )
 
 
 def main() -> None:
@@ -170,18 +234,18 @@ def main() -> None:
         parser.exit(1, "the load generator is C: install gcc or clang\n")
     with tempfile.TemporaryDirectory(prefix="vfio-user-bench-") as name:
         folder = Path(name)
-        subprocess.run([compiler, "-O2", "-Wall", "-o", str(folder / "load"), str(_HERE / "load.c")], check=True)
-        columns = (
-            ("commands/s", 11),
-            ("target", 10),
-            ("GB/s", 6),
-            ("p50 us", 8),
-            ("p99 us", 8),
-            ("by p50", 10),
-            ("CPU us", 7),
-        )
+        sources = [str(_HERE / name) for name in ("load.c", "floor.c")]
+        subprocess.run([compiler, "-O2", "-Wall", "-pthread", "-o", str(folder / "load"), *sources], check=True)
+        floor = Floor(str(folder / "load"), options.size << 20, ours, theirs)
         if options.only != "guest":
-            print(" " * 47, *(f"{title:>{width}}" for title, width in columns), "messages/1000")
+            print_row("", "", *COLUMNS)
+        for name, copies in (("C, copies nothing", False), ("C (the floor)", True)):
+            if options.only in ("", "floor"):
+                for load in SETUPS[0].loads:
+                    rate = max(floor.rate(load, options.seconds, copies=copies) for _ in range(options.runs))
+                    moved = f"{rate * load.size / 1e9:.1f}" if copies else ""
+                    print_row(name, load, f"{rate:,.0f}", "", "", "", moved)
+        rates: dict[tuple[str, Load], float] = {}
         for setup in SETUPS:
             if options.only not in setup.name:
                 continue
@@ -190,18 +254,29 @@ def main() -> None:
                 for load, target in setup.loads.items():
                     if options.depth not in (None, load.depth):
                         continue
-                    figures = measure(command, load, ours, options.runs, options.seconds)
-                    mark = "" if target is None else "  reached" if figures.rate >= target else "  missed"
-                    wanted = "" if target is None else f"{target:,}"
-                    print(
-                        f"{setup.name:26} {load!s:20} {figures.rate:11,.0f} {wanted:>10} "
-                        f"{figures.rate * load.size / 1e9:6.1f} {figures.p50:8.1f} {figures.p99:8.1f} "
-                        f"{load.depth / figures.p50 * 1e6:10,.0f} "
-                        f"{figures.cpu:7.2f} {figures.messages:8.0f}{mark}",
-                        flush=True,
+                    figures = measure(command, load, floor, options.runs, options.seconds)
+                    rates[setup.name, load] = figures.rate
+                    mark = "" if target is None else _mark(figures.rate >= target)
+                    if setup.like and (memory := rates.get((setup.like, load))):
+                        share = figures.rate / memory
+                        mark = f"{share:.2f} of {setup.like} (target {_ALIKE}: {_mark(share >= _ALIKE)})"
+                    print_row(
+                        setup.name,
+                        load,
+                        f"{figures.rate:,.0f}",
+                        "" if target is None else f"{target:,}",
+                        f"{figures.floor:,.0f}",
+                        f"{figures.ratio:.2f}",
+                        f"{figures.rate * load.size / 1e9:.1f}",
+                        f"{figures.p50:.1f}",
+                        f"{figures.p99:.1f}",
+                        f"{load.depth / figures.p50 * 1e6:,.0f}",
+                        f"{figures.cpu:.2f}",
+                        f"{figures.messages:.0f}",
+                        mark,
                     )
-                (share,) = generate(command, ours, "idle", 1)
-                print(f"{setup.name:26} {'idle':20} {share / 1e4:10.2f}% of a core (target: less than 1 %)", flush=True)
+                share = min(generate(command, ours, "idle", 1)[0] for _ in range(min(options.runs, 3)))
+                print_row(setup.name, "idle", f"{share / 1e4:.2f}%", "1.00%", *[""] * 8, _mark(share <= 10_000))
     if options.only in "guest" and not options.profile and options.depth is None:
         measure_in_guest(max(options.seconds, 1), min(options.runs, 2), theirs)
 

@@ -6,8 +6,10 @@
  * Usage: load SOCKET PID DOORBELLS fill
  *        load SOCKET PID DOORBELLS read|write BYTES DEPTH SECONDS
  *        load SOCKET PID DOORBELLS idle SECONDS
+ *        load floor CPU MEDIUM read|write BYTES DEPTH SECONDS
  * DOORBELLS: written (posted messages), shadow (Doorbell Buffer Config), mapped (the page of BAR0).
  * PID is the server's, whose processor time is measured.
+ * "floor" measures a device in C instead, on a thread that runs on CPU, with a medium of so many bytes (see floor.h).
  *
  * Prints: commands a second, p50 and p99 of their latency in nanoseconds, the server's processor time for one in
  * nanoseconds (idle: its share of a processor, in parts per million), messages sent while measuring.
@@ -24,18 +26,19 @@
 #include <unistd.h>
 
 #include "../c/wire.h"
+#include "floor.h"
 
 enum { COMMAND_DMA_MAP = 2, COMMAND_GET_REGION_INFO = 5, BAR0 = 0, CONFIG = 7, PAGE = 4096 };
 enum { CC = 0x14, CSTS = 0x1C, AQA = 0x24, ASQ = 0x28, ACQ = 0x30, DOORBELLS = 0x1000 };
 enum { WRITE = 1, READ = 2, CREATE_SQ = 1, CREATE_CQ = 5, DOORBELL_BUFFER_CONFIG = 0x7C, IDENTIFY = 6 };
 /* Completions taken before the slots they free are used again: so the two sides work at the same time. */
-enum { REAP = 64 };
+enum { REAP = 128 };
 enum { ADMIN_LENGTH = 32, LENGTH = 1024, MAX_DEPTH = 256, MAX_SAMPLES = 1 << 22 };
 
 /* Where everything is in the memory that is shared; the device sees it at the same addresses, from BASE on. */
 #define BASE UINT64_C(0x100000)
 enum { ADMIN_SQ = 0, ADMIN_CQ = 0x1000, SHADOW = 0x2000, EVENTS = 0x3000, DATA = 0x4000, SQ = 0x10000, CQ = 0x20000 };
-enum { LISTS = 0x40000, BUFFERS = 0x200000, BUFFER_SIZE = 128 * 1024 };
+enum { LISTS = 0x40000, BUFFERS = 0x200000, BUFFER_SIZE = 128 * 1024 }; /* the largest of a command */
 #define MEMORY ((size_t)BUFFERS + (size_t)MAX_DEPTH * BUFFER_SIZE)
 
 struct command {
@@ -53,6 +56,8 @@ struct completion {
 
 static int server;
 static unsigned char *memory;
+/* Bytes from one command's buffer to the next: they lie one after the other, as an application's do. */
+static size_t buffer_size = BUFFER_SIZE;
 static volatile uint32_t *mapped;
 static int shadowed;
 static uint64_t messages;
@@ -90,6 +95,8 @@ static int64_t processor_time(pid_t pid)
     struct timespec time;
     clockid_t clock;
 
+    if (!pid)
+        return 0;
     if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &time))
         refuse("there is no server of that PID");
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
@@ -164,6 +171,18 @@ static void negotiate(void)
     receive_reply(reply, sizeof reply, NULL);
 }
 
+static int allocate_memory(void)
+{
+    int fd = memfd_create("load", MFD_CLOEXEC);
+
+    if (fd < 0 || ftruncate(fd, MEMORY))
+        fail("memory");
+    memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (memory == MAP_FAILED)
+        fail("memory");
+    return fd;
+}
+
 static void share_memory(void)
 {
     struct {
@@ -174,13 +193,8 @@ static void share_memory(void)
         .header = {.command = COMMAND_DMA_MAP, .size = sizeof message},
         .argsz = sizeof message - sizeof message.header, .flags = 3, .iova = BASE, .size = MEMORY};
     char reply[64];
-    int fd = memfd_create("load", MFD_CLOEXEC);
+    int fd = allocate_memory();
 
-    if (fd < 0 || ftruncate(fd, MEMORY))
-        fail("memory");
-    memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
-    if (memory == MAP_FAILED)
-        fail("memory");
     send_whole(&message, sizeof message, fd);
     receive_reply(reply, sizeof reply, NULL);
     close(fd);
@@ -325,6 +339,11 @@ static void enable_msix(void)
     }
 }
 
+static void make_pair(void)
+{
+    io = (struct pair){(void *)(memory + SQ), (void *)(memory + CQ), LENGTH, .phase = 1, .qid = 1};
+}
+
 static uint64_t start_controller(const char *doorbells)
 {
     uint32_t status = 0;
@@ -341,7 +360,7 @@ static uint64_t start_controller(const char *doorbells)
     while (!(status & 1))
         access_register(COMMAND_REGION_READ, 0, BAR0, CSTS, &status, 4);
     admin = (struct pair){(void *)(memory + ADMIN_SQ), (void *)(memory + ADMIN_CQ), ADMIN_LENGTH, .phase = 1};
-    io = (struct pair){(void *)(memory + SQ), (void *)(memory + CQ), LENGTH, .phase = 1, .qid = 1};
+    make_pair();
     carry_out((struct command){.opcode = IDENTIFY, .nsid = 1, .prp1 = BASE + DATA});
     uint64_t blocks = *(uint64_t *)(memory + DATA);
     if (!strcmp(doorbells, "shadow")) {
@@ -369,7 +388,7 @@ static uint64_t next_random(void)
 
 static struct command make_command(int opcode, int slot, uint64_t first_block, int bytes)
 {
-    uint64_t buffer = BASE + BUFFERS + (uint64_t)slot * BUFFER_SIZE;
+    uint64_t buffer = BASE + BUFFERS + slot * buffer_size;
     int pages = bytes / PAGE;
     struct command command = {
         .opcode = opcode, .cid = slot, .nsid = 1, .prp1 = buffer,
@@ -385,9 +404,9 @@ static struct command make_command(int opcode, int slot, uint64_t first_block, i
 static void make_lists(void)
 {
     for (int slot = 0; slot < MAX_DEPTH; slot++)
-        for (int page = 1; page < BUFFER_SIZE / PAGE; page++)
+        for (int page = 1; page < (int)buffer_size / PAGE; page++)
             ((uint64_t *)(memory + LISTS + (size_t)slot * PAGE))[page - 1] =
-                BASE + BUFFERS + (uint64_t)slot * BUFFER_SIZE + (uint64_t)page * PAGE;
+                BASE + BUFFERS + slot * buffer_size + (uint64_t)page * PAGE;
 }
 
 /* Every page of the medium begins with its number. */
@@ -395,19 +414,19 @@ static void make_lists(void)
 static void stamp(int slot, uint64_t first_block, int bytes)
 {
     for (int at = 0; at < bytes; at += PAGE)
-        *(uint64_t *)(memory + BUFFERS + (size_t)slot * BUFFER_SIZE + at) = first_block / 8 + at / PAGE;
+        *(uint64_t *)(memory + BUFFERS + slot * buffer_size + at) = first_block / 8 + at / PAGE;
 }
 
 static void check(int slot, uint64_t first_block, int bytes)
 {
     for (int at = 0; at < bytes; at += PAGE) {
-        uint64_t found = *(volatile uint64_t *)(memory + BUFFERS + (size_t)slot * BUFFER_SIZE + at);
+        uint64_t found = *(volatile uint64_t *)(memory + BUFFERS + slot * buffer_size + at);
 
         if (found != first_block / 8 + at / PAGE) {
             fprintf(stderr, "page %" PRIu64 " reads as page %" PRIu64 "\n", first_block / 8 + at / PAGE, found);
             exit(1);
         }
-        *(uint64_t *)(memory + BUFFERS + (size_t)slot * BUFFER_SIZE + at) = ~UINT64_C(0);
+        *(uint64_t *)(memory + BUFFERS + slot * buffer_size + at) = ~UINT64_C(0);
     }
 }
 
@@ -497,10 +516,39 @@ static void load(pid_t pid, int opcode, int bytes, int depth, double seconds, ui
            taken ? samples[taken - 1 - taken / 100] : 0, (double)worked / (ended ? ended : 1), messages);
 }
 
+static uint64_t start_floor(int cpu, size_t medium)
+{
+    static uint32_t doorbells[4] __attribute__((aligned(64)));
+    struct floor_queue queue = {memory, memory + SQ, memory + CQ, BASE, &doorbells[2], LENGTH, medium, cpu};
+
+    mapped = doorbells;
+    make_pair();
+    if (floor_start(&queue))
+        refuse("no thread for the device");
+    /* With no medium any page number will do. */
+    return (medium ? medium : (size_t)1 << 28) / 512;
+}
+
+static void measure(char **words, pid_t pid, uint64_t blocks)
+{
+    int bytes = atoi(words[1]), depth = atoi(words[2]);
+
+    if (bytes % PAGE || bytes < PAGE || bytes > BUFFER_SIZE || depth < 1 || depth > MAX_DEPTH)
+        refuse("whole pages up to 128 KiB, and a depth of 1 to 256");
+    buffer_size = bytes;
+    make_lists();
+    load(pid, !strcmp(words[0], "write") ? WRITE : READ, bytes, depth, atof(words[3]), blocks, 0);
+}
+
 int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
 
+    if (argc == 8 && !strcmp(argv[1], "floor")) {
+        allocate_memory();
+        measure(argv + 4, 0, start_floor(atoi(argv[2]), strtoull(argv[3], NULL, 10)));
+        return 0;
+    }
     if (argc < 5 || strlen(argv[1]) >= sizeof address.sun_path)
         refuse("usage: load SOCKET PID written|shadow|mapped fill | read|write BYTES DEPTH SECONDS | idle SECONDS");
     strcpy(address.sun_path, argv[1]);
@@ -510,9 +558,9 @@ int main(int argc, char **argv)
         fail("connect");
     negotiate();
     share_memory();
-    make_lists();
     uint64_t blocks = start_controller(argv[3]);
     if (!strcmp(argv[4], "fill")) {
+        make_lists();
         load(pid, WRITE, BUFFER_SIZE, 8, 0, blocks, 1);
     } else if (!strcmp(argv[4], "idle") && argc == 6) {
         usleep(300000);
@@ -520,11 +568,7 @@ int main(int argc, char **argv)
         usleep(atof(argv[5]) * 1e6);
         printf("%.0f\n", (processor_time(pid) - processor) * 1e6 / (now() - begun));
     } else if (argc == 8) {
-        int bytes = atoi(argv[5]), depth = atoi(argv[6]);
-
-        if (bytes % PAGE || bytes < PAGE || bytes > BUFFER_SIZE || depth < 1 || depth > MAX_DEPTH)
-            refuse("whole pages up to 128 KiB, and a depth of 1 to 256");
-        load(pid, !strcmp(argv[4], "write") ? WRITE : READ, bytes, depth, atof(argv[7]), blocks, 0);
+        measure(argv + 4, pid, blocks);
     } else {
         refuse("fill, read, write or idle");
     }
