@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from vfio_user.backends.base import Backend
 
-__all__ = ["open_backend", "parse_size"]
+__all__ = ["file_of", "open_backend", "parse_size"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"(\d+)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
@@ -47,6 +48,16 @@ def open_backend(text: str) -> Backend:
     Ownership: the caller closes it.
     """
     return _open(text, read_only=False)
+
+
+def file_of(text: str) -> Path | None:
+    """The file or block device a text means; None where it means something else."""
+    match = _SCHEME.fullmatch(text)
+    if match is not None and match[1] == "file":
+        return Path(match[2].partition("?")[0])
+    if match is not None and (match[1] in _OPENERS or match[2].startswith("//")):
+        return None
+    return Path(text)
 
 
 def _open(text: str, *, read_only: bool) -> Backend:

@@ -35,6 +35,7 @@ from vfio_user.devices.nvme.namespaces import LBA_SHIFTS, MAX_NAMESPACES, Namesp
 from vfio_user.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from vfio_user.devices.nvme.saved import check_controller, load_controller, save_controller
 from vfio_user.devices.nvme.self_test import SelfTest
+from vfio_user.devices.nvme.settings import Settings, settings_path
 from vfio_user.devices.nvme.turns import Turns
 from vfio_user.devices.nvme.vectors import Vectors
 from vfio_user.hardware.nvme.entries import SubmissionEntry
@@ -91,6 +92,8 @@ class Nvme(PciDevice):
             when each wins.
         threads: that do what may block.
         faults: a file of faults, see ``fault_file``; empty for none.
+        settings: a file that keeps the namespaces the host has made, and what else ``settings`` says, when the process
+            ends; empty for ``UNALLOCATED.settings.json`` if that is a file, ``none`` for nowhere.
 
     Attributes:
         max_queue_pairs: I/O queues of each kind; one more MSI-X vector is needed. Raise both in a subclass.
@@ -104,8 +107,8 @@ class Nvme(PciDevice):
         faults: what is to go wrong on purpose.
 
     Raises:
-        ValueError: an option says what cannot be.
-        OSError: the image cannot be opened.
+        ValueError: an option says what cannot be, or the settings are another controller's.
+        OSError: the image, or the settings, cannot be opened.
 
     Ownership: ``close`` it: that closes the images.
     """
@@ -137,6 +140,7 @@ class Nvme(PciDevice):
         doorbells: DoorbellMode = DoorbellMode.TRAPPED,
         threads: int = 4,
         faults: str = "",
+        settings: str = "",
     ) -> None:
         if lba_size not in (512, 4096):
             raise ValueError(f"lba_size={lba_size}: blocks have 512 or 4096 bytes")
@@ -163,6 +167,11 @@ class Nvme(PciDevice):
         self.features = Features(self)
         self.firmware = Firmware(self, "1.0")
         self.self_test = SelfTest(self)
+        try:
+            self.settings = Settings(self, settings_path(settings, unallocated))
+        except BaseException:
+            self.namespaces.close()
+            raise
         self.events = AsyncEvents(
             lambda: self.features.value(Feature.ASYNC_EVENT_CONFIGURATION),
             lambda command: self.turns.flush_soon(command.queue.completions),
@@ -284,8 +293,10 @@ class Nvme(PciDevice):
             self.call_soon(self.life.go_on)
 
     def close(self) -> None:
-        """Waits for what is under way and closes the images. Not while a client is connected."""
+        """Waits for what is under way, writes the settings, closes the images. Not while a client is connected."""
         self.jobs.close()
+        self.settings.update()
+        self.settings.write_if_possible()
         self.namespaces.close()
         for fault in self.faults:
             log.info("nvme %s: %s", self.serial, fault)

@@ -177,7 +177,7 @@ class Features:
 
     # Set.
 
-    def _set(self, command: Command) -> int:
+    def _set(self, command: Command) -> int | None:
         feature, rule = self._rule(command)
         entry = command.entry
         save = bool(entry.cdw10 & _SAVE)
@@ -197,7 +197,7 @@ class Features:
                 self._saved[feature, one] = value
         self._apply()
         self._controller.feature_changed(feature)
-        return result
+        return self._controller.settings.keep(command, result) if save else result
 
     def _namespaces(self, nsid: int) -> list[int]:
         if nsid == BROADCAST_NSID:
@@ -259,6 +259,21 @@ class Features:
         return (milliseconds & (1 << 48) - 1).to_bytes(6, "little") + bytes([origin << 1, 0])
 
     # State.
+
+    def restore(self, saved: list[list[int]]) -> None:
+        """Takes the saved values of a process before this one; they are current, too.
+
+        Raises:
+            ValueError: there is no such feature, or it cannot be saved or have that value.
+        """
+        values = {}
+        for fid, nsid, value in saved:
+            rule = FEATURES.get(fid)  # type: ignore[call-overload]
+            if rule is None or not rule.capabilities & _SAVEABLE or not 0 <= value <= _DWORD or value & ~rule.mask:
+                raise ValueError(f"feature {fid!r} of namespace {nsid!r} is {value!r}")
+            values[fid, nsid] = value
+        self._saved = values
+        self.reset()
 
     def save(self) -> dict[str, Any]:
         """What is saved."""

@@ -73,7 +73,7 @@ class Firmware:
         self._parts.append((offset, bytes(self._controller.take(command, length))))
         return 0
 
-    def _commit(self, command: Command) -> int:
+    def _commit(self, command: Command) -> int | None:
         slot, action = command.entry.cdw10 & 7, command.entry.cdw10 >> 3 & 7
         if slot > SLOTS:
             raise CommandFailed(Status.INVALID_FIRMWARE_SLOT, location=40)
@@ -88,10 +88,11 @@ class Firmware:
             self._slots[slot] = self._image_revision()
         if action in _ACTIVATE_AT_RESET:
             self._next = slot
-            raise CommandFailed(Status.FIRMWARE_ACTIVATION_REQUIRES_CONTROLLER_RESET, retry=True)
+            needs_reset = CommandFailed(Status.FIRMWARE_ACTIVATION_REQUIRES_CONTROLLER_RESET, retry=True)
+            return self._controller.settings.keep(command, failure=needs_reset)
         if action == 3:
             self._active, self._next = slot, None
-        return 0
+        return self._controller.settings.keep(command)
 
     def _choose(self) -> int:
         """The slot for an image the host leaves to us: the first that is not active, empty ones first."""
@@ -111,12 +112,28 @@ class Firmware:
             raise CommandFailed(Status.INVALID_FIRMWARE_IMAGE)
         return revision.decode().rstrip()
 
+    def save_slots(self) -> dict[str, Any]:
+        """What is kept when the process ends."""
+        return {"slots": [list(item) for item in self._slots.items()], "active": self._active, "next": self._next}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Takes the slots of a process before this one; power was off, so what was to be active after that is.
+
+        Raises:
+            ValueError: they are no slots.
+        """
+        slots, active = dict(kept["slots"]), kept["next"] or kept["active"]
+        for slot, revision in slots.items():
+            if slot not in range(1, SLOTS + 1) or not isinstance(revision, str) or not revision.isascii():
+                raise ValueError(f"firmware {revision!r} in slot {slot!r}")
+        if active not in slots:
+            raise ValueError(f"firmware slot {active!r} is active, and empty")
+        self._slots, self._active, self._next = slots, active, None
+
     def save(self) -> dict[str, Any]:
         """What is saved."""
         return {
-            "slots": [list(item) for item in self._slots.items()],
-            "active": self._active,
-            "next": self._next,
+            **self.save_slots(),
             "parts": [list(part) for part in self._parts],
         }
 

@@ -50,6 +50,18 @@ class Health:
         counters: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
         return counters | {"error_log": [entry.pack() for entry in self.error_log]}
 
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Goes on counting where a process before this one has ended.
+
+        Raises:
+            ValueError: they are no counters.
+        """
+        counters = {name: kept[name] for name in _COUNTERS}
+        if not all(isinstance(value, int) and 0 <= value < 1 << 64 for value in counters.values()):
+            raise ValueError(f"its counters are {counters}")
+        for name, value in counters.items():
+            setattr(self, name, value)
+
     def load(self, saved: dict[str, Any]) -> None:
         """Puts ``save`` back."""
         for name in _COUNTERS:

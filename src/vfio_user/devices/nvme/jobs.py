@@ -39,6 +39,7 @@ class Job:
         "ended",
         "finish",
         "gate",
+        "is_last",
         "size",
         "to_guest",
         "withheld",
@@ -50,7 +51,7 @@ class Job:
         self,
         command: Command | None,
         work: Callable[[], Any],
-        finish: Callable[[Any], int],
+        finish: Callable[[Any], int | None],
         *,
         gate: Gate | None,
         blocks: bool,
@@ -58,6 +59,7 @@ class Job:
         to_guest: bool,
         size: int,
         ended: Callable[[], None] | None,
+        is_last: bool = False,
     ) -> None:
         self.command = command
         self.work = work
@@ -68,6 +70,7 @@ class Job:
         self.to_guest = to_guest
         self.size = size
         self.ended = ended
+        self.is_last = is_last
         # Whoever takes it decides: a worker, that the work is done; an abort, that it never is; a hold, that it is
         # later.
         self.claim = Lock()
@@ -128,7 +131,7 @@ class Jobs:
         self,
         command: Command | None,
         work: Callable[[], Any],
-        finish: Callable[[Any], int],
+        finish: Callable[[Any], int | None],
         *,
         gate: Gate | None = None,
         alone: bool = False,
@@ -137,13 +140,15 @@ class Jobs:
         to_guest: bool = False,
         size: int = 0,
         ended: Callable[[], None] | None = None,
+        is_last: bool = False,
     ) -> None:
         """Has something done.
 
         Args:
             command: ends when the job does; None where it is for no command.
             work: does it, on any thread.
-            finish: is given what ``work`` returned, on the device's thread; its result is the command's.
+            finish: is given what ``work`` returned, on the device's thread; its result is the command's, or None where
+                it has started another job for that.
             gate: of the namespace it is for; None where it need not wait for its turn.
             alone: nothing else may work in that namespace at the same time.
             blocks: ``work`` may block.
@@ -151,10 +156,11 @@ class Jobs:
             to_guest: ``finish`` writes to the guest's memory.
             size: bytes of data it holds.
             ended: called when it is over, whether or not it was carried out.
+            is_last: it only makes last what the command has done: it is neither aborted nor held.
         """
         job = Job(
             command, work, finish,
-            gate=gate, blocks=blocks, write=write, to_guest=to_guest, size=size, ended=ended,
+            gate=gate, blocks=blocks, write=write, to_guest=to_guest, size=size, ended=ended, is_last=is_last,
         )  # fmt: skip
         self._jobs.add(job)
         self.bytes += size
@@ -168,7 +174,7 @@ class Jobs:
 
     def abort(self, command: Command) -> bool:
         """Sees to it that a command is not carried out; False if it may have been."""
-        if command.job is None or not command.job.claim.acquire(blocking=False):
+        if command.job is None or command.job.is_last or not command.job.claim.acquire(blocking=False):
             return False
         command.cancelled = True
         return True
@@ -177,7 +183,8 @@ class Jobs:
         """What has not begun never will, and what ends is dropped: the queues are gone."""
         for job in self._jobs:
             if job.command is not None:
-                job.claim.acquire(blocking=False)
+                if not job.is_last:
+                    job.claim.acquire(blocking=False)
                 job.command.cancelled = True
         self._let_go()
 
@@ -195,7 +202,7 @@ class Jobs:
         """The device is to be stopped: nothing begins any more until ``release``. Idempotent."""
         self.held = True
         for job in self._submitted:
-            if job.claim.acquire(blocking=False):
+            if not job.is_last and job.claim.acquire(blocking=False):
                 job.withheld = True
 
     def settle(self) -> None:
@@ -226,10 +233,10 @@ class Jobs:
             self._submitted.clear()
 
     def _begin(self, job: Job) -> None:
-        if job.command is not None and job.command.cancelled:
+        if job.command is not None and job.command.cancelled and not job.is_last:
             self._end(job, None)
             return
-        if self.held:
+        if self.held and not job.is_last:
             self._withheld.append(job)
             return
         if job.blocks:
@@ -266,7 +273,7 @@ class Jobs:
         self.bytes -= job.size
         if command is None or not command.cancelled:
             failure: CommandFailed | None = None
-            dw0 = 0
+            dw0: int | None = 0
             try:
                 if isinstance(result, BaseException):
                     raise result
@@ -275,7 +282,7 @@ class Jobs:
                 if not isinstance(exc, CommandFailed | OSError):
                     log.exception("nvme: %r failed", command)
                 failure = status_of(exc, write=job.write)
-            if command is not None:
+            if command is not None and dw0 is not None:
                 self._complete(command, failure, dw0)
         if job.ended is not None:
             job.ended()

@@ -129,16 +129,20 @@ class Life:
         controller.bar0.csts.shst = ShutdownStatus.OCCURRING
         backends = [namespace.backend for namespace in controller.namespaces]
 
+        controller.settings.update()
+
         def work() -> None:
             for backend in backends:
                 backend.flush()
+            controller.settings.write_if_possible()
 
         def finish(_: object) -> int:
             if controller.bar0.csts.shst == ShutdownStatus.OCCURRING:
                 controller.bar0.csts.shst = ShutdownStatus.COMPLETE
             return 0
 
-        controller.jobs.start(None, work, finish, blocks=any(backend.flush_blocks for backend in backends))
+        blocks = controller.settings.are_kept or any(backend.flush_blocks for backend in backends)
+        controller.jobs.start(None, work, finish, blocks=blocks)
 
     def fail(self, why: str) -> None:
         """The controller cannot go on: CSTS.CFS, until it is reset. Spec: 9.5."""

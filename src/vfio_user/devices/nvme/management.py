@@ -76,16 +76,27 @@ class Management:
         namespace = namespaces.add(backend, lba_format, nsid, uuid.uuid4().bytes)
         namespace.attached = False
         if backend.read_only:
-            return nsid
+            return self._controller.settings.keep(command, nsid)
+        namespace.is_new = True
+
+        def finish(_: object) -> int | None:
+            namespace.is_new = False
+            return self._controller.settings.keep(command, nsid)
+
+        def ended() -> None:
+            if namespace.is_new and namespaces.get(nsid) is namespace:  # it failed, or was aborted
+                namespaces.remove(nsid)
+
         # What the last namespace there has left is not this one's.
         self._controller.jobs.start(
             command,
             lambda: backend.discard(0, backend.size),
-            lambda _: nsid,
+            finish,
             gate=namespace.gate,
             alone=True,
             blocks=backend.flush_blocks,
             write=True,
+            ended=ended,
         )
         return None
 
@@ -99,11 +110,11 @@ class Management:
         for namespace in targets:
             namespace.attached = False
 
-        def remove() -> int:
+        def remove() -> int | None:
             for namespace in targets:
                 if namespaces.get(namespace.nsid) is namespace:
                     namespaces.remove(namespace.nsid)
-            return 0
+            return self._controller.settings.keep(command)
 
         # What has begun there must not end in a namespace that is made in the same place.
         return self._when_quiet(command, targets, remove)
@@ -126,18 +137,34 @@ class Management:
         else:
             if not namespace.attached:
                 raise CommandFailed(Status.NAMESPACE_NOT_ATTACHED)
-            namespace.attached = False
-            return self._when_quiet(command, [namespace], lambda: 0)
-        return 0
+            namespace.attached, namespace.is_leaving = False, True
 
-    def _when_quiet(self, command: Command, targets: list[Namespace], finish: Callable[[], int]) -> int | None:
+            def left() -> None:
+                namespace.is_leaving = False
+
+            def leave() -> int | None:
+                left()
+                return self._controller.settings.keep(command)
+
+            return self._when_quiet(command, [namespace], leave, left)
+        return self._controller.settings.keep(command)
+
+    def _when_quiet(
+        self,
+        command: Command,
+        targets: list[Namespace],
+        finish: Callable[[], int | None],
+        ended: Callable[[], None] | None = None,
+    ) -> int | None:
         """Ends a command with ``finish`` when what has begun in some namespaces has ended; no more begins there."""
         if not targets:
             return finish()
         *others, last = targets
 
         def end() -> None:
-            self._controller.jobs.start(command, _nothing, lambda _: finish(), gate=last.gate, alone=True, blocks=False)
+            self._controller.jobs.start(
+                command, _nothing, lambda _: finish(), gate=last.gate, alone=True, blocks=False, ended=ended
+            )
 
         command.queue.in_flight[command.entry.cid] = command
         self._quieten(others, end)
@@ -183,12 +210,12 @@ class Management:
                 namespace.backend.discard(0, namespace.backend.size)
                 namespace.backend.flush()
 
-        def finish(_: object) -> int:
+        def finish(_: object) -> int | None:
             for namespace in targets:
                 namespace.uncorrectable = BlockRanges()
                 if namespace.lba_format != lba_format:
                     namespace.set_format(lba_format)
-            return 0
+            return self._controller.settings.keep(command)
 
         *others, last = targets
 

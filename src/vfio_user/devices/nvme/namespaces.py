@@ -125,6 +125,8 @@ class Namespace:
         shift: log2 of the bytes of a block.
         blocks: its size.
         formatting: a Format NVM command works on it, and no other command may.
+        is_new: it is being made: the host does not know of it yet.
+        is_leaving: it is being detached, and not attached any more; the command has not ended.
         uncorrectable: blocks that Write Uncorrectable has made unreadable.
         gate: lets commands begin that go to the backend.
     """
@@ -135,6 +137,7 @@ class Namespace:
         self.nguid = nguid
         self.attached = True
         self.formatting = False
+        self.is_new = self.is_leaving = False
         self.uncorrectable = BlockRanges()
         self.gate = Gate()
         self.set_format(lba_format)
@@ -274,18 +277,22 @@ class Namespaces:
     # State.
 
     def save(self) -> list[dict[str, Any]]:
-        """What the host has made of them; their contents are the backends'."""
+        """What the host has made of them; their contents are the backends'.
+
+        Commands that have not ended are carried out again where this is loaded: what they have begun is not in it.
+        """
         return [
             {
                 "nsid": ns.nsid,
                 "lba_format": ns.lba_format,
-                "attached": ns.attached,
+                "attached": ns.attached or ns.is_leaving,
                 "nguid": ns.nguid,
                 "size": ns.backend.size,
                 "slice": ns.backend.offset if isinstance(ns.backend, Slice) else None,
                 "uncorrectable": [list(blocks) for blocks in ns.uncorrectable],
             }
             for ns in self
+            if not ns.is_new
         ]
 
     def check(self, saved: list[dict[str, Any]]) -> dict[int, Namespace]:
@@ -313,6 +320,35 @@ class Namespaces:
             namespace.uncorrectable = BlockRanges(state["uncorrectable"])
             restored[namespace.nsid] = namespace
         return restored
+
+    def restore(self, kept: list[dict[str, Any]]) -> None:
+        """Makes again what a process before this one has made of the unallocated capacity and of the images.
+
+        An image may have grown or shrunk since. One that is not there any more is forgotten.
+
+        Raises:
+            ValueError: it cannot be made so here.
+        """
+        for row in kept:
+            nsid, lba_format, nguid = row["nsid"], row["lba_format"], row["nguid"]
+            if lba_format not in range(len(LBA_SHIFTS)) or len(nguid) != 16:
+                raise ValueError(f"namespace {nsid!r} has format {lba_format!r} and name {nguid.hex()}")
+            namespace = self._by_nsid.get(nsid)
+            if row["slice"] is not None:
+                part = self._cut(row["slice"], row["size"])
+                if part is None or not any(
+                    start <= part.offset and part.offset + part.size <= end for start, end in self._gaps()
+                ):
+                    raise ValueError(
+                        f"namespace {nsid!r} has {row['size']} bytes from {row['slice']} on of the unallocated "
+                        f"capacity, which has {0 if self._pool is None else self._pool.size}, or they are another's"
+                    )
+                namespace = self.add(part, lba_format, nsid, nguid)
+            elif namespace is None or not namespace.backend.size >> LBA_SHIFTS[lba_format]:
+                continue
+            namespace.nguid = nguid
+            namespace.attached = bool(row["attached"])
+            namespace.set_format(lba_format)
 
     def _cut(self, offset: int, size: int) -> Slice | None:
         """A part of the unallocated capacity; None where that does not reach so far."""

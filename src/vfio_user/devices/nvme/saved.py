@@ -145,3 +145,4 @@ def resume_controller(controller: Nvme, in_flight: list[tuple[SubmissionQueue, b
         if controller.bar0.cc.en:
             controller.life.enable()
     controller.vectors.restart()
+    controller.settings.adopt()

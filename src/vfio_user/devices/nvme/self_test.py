@@ -93,6 +93,10 @@ class SelfTest:
             log.current_completion = 100 * self._step // _STEPS[self._code][0]
         return log
 
+    def restore(self, results: list[bytes]) -> None:
+        """Takes the results of a process before this one."""
+        self._results = [SelfTestResult.unpack(result) for result in results[:_RESULTS]]
+
     def save(self) -> dict[str, Any]:
         """What is saved."""
         results = [result.pack() for result in self._results]
