@@ -5,16 +5,13 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.devices.lsi53c8xx.board import DATA, DSP, MEMORY, MEMORY_SIZE, PROGRAM, RAM, REGISTERS, Board, disk
+from tests.devices.lsi53c8xx.board import DATA, DSP, MEMORY, MEMORY_SIZE, PROGRAM, RAM, Board
 from tests.devices.lsi53c8xx.conftest import BoardMaker
 from tests.devices.scsi.storage import Jobs
 from vfio_user.devices.lsi53c8xx import processor as processor_module
-from vfio_user.devices.lsi53c8xx.controller import Lsi53c895a
 from vfio_user.devices.lsi53c8xx.waiting import Waiting
-from vfio_user.drivers.lsi53c8xx.assembler import ALWAYS, Script, if_phase
+from vfio_user.drivers.lsi53c8xx.assembler import Script, if_phase
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
 IID, SIR, SSI, ABRT, BUS_FAULT = 0x01, 0x04, 0x08, 0x10, 0x20
@@ -252,61 +249,6 @@ def test_reselection_wins_over_selection(slow_board: Board, storage: Jobs) -> No
     board.write(away.base, away.code)
     assert (board.run(), board.code) == (SIR, 3)
     assert board.registers.sfbr == 0x02  # the first byte of SAVE DATA POINTERS, and not the ids
-
-
-words = st.one_of(
-    st.integers(0, 0xFFFF_FFFF),
-    # Transfers, moves and register operations, more often than chance would have them.
-    st.builds(lambda kind, rest: kind << 24 | rest, st.integers(0x40, 0x9F), st.integers(0, 0xFF_FFFF)),
-    # Those a command needs, in about the right form.
-    st.sampled_from([0x8008_0000, 0x8088_0000, 0x8808_0000, 0x9008_0000, 0xC000_0008, 0x1E00_0000, 0x6000_0040]),
-    st.sampled_from([0x4100_0000, 0x4000_0000, 0x5000_0000, 0x4800_0000, 0x0E00_0001, 0x0A00_0006, 0x0900_0024]),
-)
-operands = st.one_of(
-    st.integers(0, 0xFFFF_FFFF),
-    st.integers(0, 32).map(lambda n: PROGRAM + 4 * n),
-    st.integers(-16, 16).map(lambda n: 4 * n & 0xFF_FFFF),
-    st.sampled_from([DATA, RAM, RAM + 0x1FFC, REGISTERS, REGISTERS + 0x2C, 0, MEMORY + MEMORY_SIZE - 4, 0xFFFF_FFFC]),
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(program=st.lists(st.tuples(words, operands), min_size=1, max_size=24), in_ram=st.booleans())
-def test_any_program_ends_in_an_interrupt_or_runs_until_it_is_stopped(
-    program: list[tuple[int, int]], in_ram: bool
-) -> None:
-    board = Board(Lsi53c895a(targets={0: disk(4)}))
-    neighbour: list[int] = []
-    try:
-        code = struct.pack(f"<{2 * len(program)}I", *(word for pair in program for word in pair))
-        if in_ram:
-            board.device.region(2).write_bytes(0, code)
-        else:
-            board.write(PROGRAM, code)
-        board.write(DATA, b"\xc0" + bytes(5))
-        board.start(RAM if in_ram else PROGRAM)
-        for turn in range(6):
-            board.device.call_soon(neighbour.append, turn)
-            board.device.loop.run_once()
-        assert len(neighbour) == 6
-        processor = board.device.processor
-        if processor.is_running:
-            board.registers.write(0x14, 1, 0x00)
-            board.registers.write(0x14, 1, 0x80)
-            board.turn()
-            assert not processor.is_running
-        state = board.device.save_state()
-        board.device.load_state(state)
-        # A software reset brings any chip back.
-        board.registers.write(0x14, 1, 0x40)
-        board.registers.write(0x14, 1, 0x00)
-        board.device.function.config.write(0x04, 2, 0x7)
-        board.script.jump(PROGRAM + 8, ALWAYS)
-        board.script.interrupt(0xE4D)
-        assert board.run() == SIR
-        assert board.code == 0xE4D
-    finally:
-        board.close()
 
 
 def test_nobody_there_is_told_before_the_next_program(make_board: BoardMaker) -> None:
