@@ -191,6 +191,10 @@ def some_board() -> Iterator[Board]:
         board.close()
 
 
+def is_running(board: Board) -> bool:
+    return board.device.processor.is_running
+
+
 def causes_of(board: Board) -> tuple[DmaInterrupt, ScsiInterrupt]:
     return DmaInterrupt(board.dstat()), ScsiInterrupt(board.sist())
 
@@ -231,11 +235,11 @@ def test_any_program_ends_in_an_interrupt_or_runs_until_it_is_stopped(
             board.device.call_soon(neighbour.append, turn)
             board.device.loop.run_once()
         assert len(neighbour) == 8
-        if board.device.processor.is_running:
+        if is_running(board):
             board.registers.write(0x14, 1, 0x00)
             board.registers.write(0x14, 1, ABORT)
             board.turn()
-            assert not board.device.processor.is_running
+            assert not is_running(board)
             assert board.istat & 0x03
         elif not resets:
             # One that reset the chip itself has nothing to say; every other one has.
