@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -401,6 +401,25 @@ def test_work_goes_to_the_workers() -> None:
     assert initiator.good(read_10(0, 2)) == bytes(512) + pattern(1024)[512:]
     storage.failure = OSError(errno.EIO, "broken")
     initiator.check(read_10(0, 2), MEDIUM_ERROR, AdditionalSense.UNRECOVERED_READ_ERROR)
+
+
+def test_what_can_be_had_at_once_is_not_waited_for() -> None:
+    class Cached(SlowStorage):
+        """Has the first half in memory."""
+
+        def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+            if offset + length > self.size // 2:
+                return False
+            self._read(offset, views, length)
+            return True
+
+    storage, jobs = Cached(BLOCKS * 512), Jobs()
+    storage.bytes[:] = pattern(BLOCKS * 512)
+    initiator = Initiator(Disk(storage, workers=jobs), wait=jobs.step).ready()
+    assert initiator.good(read_10(1, 2)) == storage.bytes[512:1536]
+    assert jobs.done == 0
+    assert initiator.good(read_10(BLOCKS // 2 - 1, 2)) == storage.bytes[BLOCKS * 256 - 512 : BLOCKS * 256 + 512]
+    assert jobs.done == 1
 
 
 def test_without_workers_slow_storage_is_waited_for() -> None:

@@ -245,7 +245,10 @@ class BlockUnit(ReservableUnit):
         if contents is not None:
             return contents[offset : offset + length]
         piece = bytearray(length)
-        yield from self.call(medium, lambda: medium.read(offset, [memoryview(piece)]))
+        views = [memoryview(piece)]
+        # What is in memory already is had sooner than another thread has heard of it.
+        if not medium.blocking or not medium.read_at_once(offset, views):
+            yield from self.call(medium, lambda: medium.read(offset, views))
         return piece
 
     def send(self, task: Task, medium: Backend, offset: int, length: int) -> Steps:
