@@ -64,6 +64,7 @@ TESTED_WITH = {
     "cli/test_plugged.py": "cli/test_boot.py",
     "client/test_exchanges.py": "client/test_device.py",
     "devices/lsi53c8xx/test_register_window.py": "devices/lsi53c8xx/test_controller.py",
+    "devices/lsi53c8xx/test_run_writer.py": "devices/lsi53c8xx/test_runs.py",
     "devices/lsi53c8xx/test_waiting.py": "devices/lsi53c8xx/test_processor.py",
     "devices/nvme/test_command.py": "devices/nvme/test_nvm_commands.py",
     "devices/nvme/test_events.py": "devices/nvme/test_illegal_commands.py",

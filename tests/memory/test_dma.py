@@ -295,6 +295,23 @@ class TestWords:
         dma.clear()
 
 
+def test_words_that_can_be_had_without_more_ado(dma: Dma) -> None:
+    """Only in memory of ours, the same as the time before; and never a part of one."""
+    assert dma.read_u32_nowait(0x10000) is None
+    assert not dma.write_u32_nowait(0x10000, 1)
+    dma.write_u32(0x10000, 0x0403_0201)
+    assert dma.read_u32(0x10000) == 0x0403_0201
+    assert dma.read_u32_nowait(0x10000) == 0x0403_0201
+    assert dma.write_u32_nowait(0x11FFC, 0x0807_0605)
+    assert dma.read(0x11FFC, 4) == b"\5\6\7\10"
+    for iova in (0x10001, 0x10002, 0xFFFC, 0x14000, 0x16000, 0x17000, 0x20000, 0x30000):
+        assert dma.read_u32_nowait(iova) is None
+        assert not dma.write_u32_nowait(iova, 1)
+    dma.enabled = False
+    assert dma.read_u32_nowait(0x10000) is None
+    assert not dma.write_u32_nowait(0x10000, 1)
+
+
 def test_structures(dma: Dma) -> None:
     layout = struct.Struct("<HIQ")
     for iova in (0x10001, 0x10101, 0x11FF9):

@@ -260,6 +260,18 @@ class Dma(DmaTable):
                 return mapping.file.words[4][at >> 2]
         return self._read_word(iova, 4)
 
+    def read_u32_nowait(self, iova: int) -> int | None:
+        """``read_u32`` of aligned bytes in the memory that was read last; None, and nothing done, for all others.
+
+        For code that has something better to do than to be told what is wrong, or to wait for the client.
+        """
+        mapping = self._read_hit
+        if mapping.iova <= iova and iova + 4 <= mapping.end:
+            at = iova + mapping.shift
+            if not at & 3:
+                return mapping.file.words[4][at >> 2]
+        return None
+
     def read_u64(self, iova: int) -> int:
         """Reads 8 little-endian bytes, in one load if aligned; raises as ``read`` does."""
         mapping = self._read_hit
@@ -286,6 +298,16 @@ class Dma(DmaTable):
                 mapping.file.words[4][at >> 2] = value
                 return
         self._write_word(iova, 4, value)
+
+    def write_u32_nowait(self, iova: int, value: int) -> bool:
+        """``write_u32`` of aligned bytes in the memory that was written last; False, and nothing done, for others."""
+        mapping = self._write_hit
+        if mapping.iova <= iova and iova + 4 <= mapping.end:
+            at = iova + mapping.shift
+            if not at & 3:
+                mapping.file.words[4][at >> 2] = value
+                return True
+        return False
 
     def write_u64(self, iova: int, value: int) -> None:
         """Writes 8 little-endian bytes, in one store if aligned; raises as ``write_u8`` does."""

@@ -8,6 +8,8 @@ Ref: LSI53C895A Technical Manual, 2.2.3 (SCRIPTS RAM), 2.1.2 (configuration spac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vfio_user.memory import Dma
 from vfio_user.pci.registers import RegisterBlock
 
@@ -34,6 +36,9 @@ class ChipMemory:
         ram_words: the same, as 32-bit words.
         ram_base: the address it answers to.
         registers_base: the address the registers answer to.
+        dma: as given.
+        code: for each word of the RAM, whether somebody is to hear of writes to it.
+        code_written: told the first and the last of some words that were written, at least one of them such.
     """
 
     def __init__(self, dma: Dma, registers: RegisterBlock, ram: bytearray) -> None:
@@ -41,7 +46,9 @@ class ChipMemory:
         self.ram_words = memoryview(ram).cast("I")
         self.ram_base = _NOWHERE
         self.registers_base = _NOWHERE
-        self._dma = dma
+        self.dma = dma
+        self.code = bytearray(len(ram) // 4)
+        self.code_written: Callable[[int, int], None] = _ignore
         self._registers = registers
 
     def locate(self, registers_base: int, ram_base: int) -> None:
@@ -61,7 +68,7 @@ class ChipMemory:
         offset = address - self.registers_base
         if 0 <= offset <= _REGISTERS_SIZE - length:
             return self._registers.read_bytes(offset, length)
-        return self._dma.read(address, length)
+        return self.dma.read(address, length)
 
     def write(self, address: int, data: _Buffer) -> None:
         """Writes bytes.
@@ -72,12 +79,15 @@ class ChipMemory:
         offset = address - self.ram_base
         if 0 <= offset <= len(self.ram) - len(data):
             self.ram[offset : offset + len(data)] = data
+            first, end = offset >> 2, offset + len(data) + 3 >> 2
+            if self.code.find(1, first, end) >= 0:
+                self.code_written(first, end - 1)
             return
         offset = address - self.registers_base
         if 0 <= offset <= _REGISTERS_SIZE - len(data):
             self._registers.write_bytes(offset, data)
             return
-        self._dma.write(address, data)
+        self.dma.write(address, data)
 
     def read_word(self, address: int) -> int:
         """Reads 32 bits at a multiple of 4; raises as ``read`` does."""
@@ -87,19 +97,21 @@ class ChipMemory:
         offset = address - self.registers_base
         if 0 <= offset < _REGISTERS_SIZE:
             return self._registers.read(offset, 4)
-        return self._dma.read_u32(address)
+        return self.dma.read_u32(address)
 
     def write_word(self, address: int, value: int) -> None:
         """Writes 32 bits at a multiple of 4; raises as ``write`` does."""
         offset = address - self.ram_base
         if 0 <= offset < len(self.ram):
             self.ram_words[offset >> 2] = value
+            if self.code[offset >> 2]:
+                self.code_written(offset >> 2, offset >> 2)
             return
         offset = address - self.registers_base
         if 0 <= offset < _REGISTERS_SIZE:
             self._registers.write(offset, 4, value)
             return
-        self._dma.write_u32(address, value)
+        self.dma.write_u32(address, value)
 
     def view(self, address: int, length: int) -> memoryview | None:
         """The memory itself, to be read at once; None where it cannot be had without a copy.
@@ -109,5 +121,9 @@ class ChipMemory:
         """
         if 0 <= address - self.ram_base < len(self.ram) or 0 <= address - self.registers_base < _REGISTERS_SIZE:
             return None
-        segments = self._dma.sgl(address, length)
+        segments = self.dma.sgl(address, length)
         return segments[0].memory if len(segments) == 1 else None
+
+
+def _ignore(_first: int, _last: int) -> None:
+    pass

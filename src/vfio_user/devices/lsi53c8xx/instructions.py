@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vfio_user.devices.lsi53c8xx.run_writer import plain_word
 from vfio_user.devices.lsi53c8xx.waiting import Waiting
 from vfio_user.hardware.lsi53c8xx.interrupts import DmaInterrupt, Signal
 from vfio_user.hardware.lsi53c8xx.scripts import (
@@ -39,9 +40,6 @@ _WORD = 0xFFFF_FFFF
 _SFBR = 0x08
 _SIGP = 0x20
 _TARGET_MODE = 0x01
-
-#: Registers of 32 bits without effects, that programs load and store all the time.
-_PLAIN_WORDS = ("dsa", "temp", "scratcha", "scratchb", "scratch")
 
 #: Bytes a memory move carries at a time, and what that costs of a slice.
 _PIECE = 1 << 16
@@ -223,7 +221,7 @@ def _load_store(processor: ScriptsProcessor, instruction: LoadStore) -> Execute:
     )
     lowest = register & 3
     selector = drs if relative else processor.slot("mmrs" if is_load else "mmws")
-    plain = _plain_word(processor, register) if count == 4 else None
+    plain = plain_word(processor, register) if count == 4 else None
     if plain is not None:
         return _plain_load_store(processor, instruction, plain, selector)
 
@@ -245,16 +243,6 @@ def _load_store(processor: ScriptsProcessor, instruction: LoadStore) -> Execute:
         return processor.must_stop
 
     return load_store
-
-
-def _plain_word(processor: ScriptsProcessor, offset: int) -> int | None:
-    """The slot of the register at an offset, if it is one of 32 bits in which nothing but its value matters."""
-    for name in _PLAIN_WORDS:
-        register = type(processor.registers).layout.registers[name]
-        index, rest = divmod(offset - register.offset, 4)
-        if 0 <= index < register.elements and not rest:
-            return processor.slot(name) + index
-    return None
 
 
 def _plain_load_store(processor: ScriptsProcessor, instruction: LoadStore, slot: int, selector: int) -> Execute:

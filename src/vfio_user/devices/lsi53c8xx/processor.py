@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vfio_user.devices.lsi53c8xx.block_moves import BlockMover
 from vfio_user.devices.lsi53c8xx.instructions import Execute, compile_instruction
+from vfio_user.devices.lsi53c8xx.runs import NO_RUN, Runs
 from vfio_user.devices.lsi53c8xx.waiting import Waiting
 from vfio_user.errors import DeviceError
 from vfio_user.hardware.lsi53c8xx.interrupts import DmaInterrupt, ScsiInterrupt
@@ -36,6 +37,9 @@ __all__ = ["SLICE", "ScriptsProcessor"]
 
 #: Instructions in one slice. A millisecond or two: longer than any command takes, shorter than anybody notices.
 SLICE = 2000
+
+#: Instructions' worth of time it takes to make a run.
+_RUN_COST = 500
 
 #: First words kept as functions. A driver's program has some hundred different ones; a program that makes up others all
 #: the time must not fill our memory.
@@ -70,6 +74,7 @@ class ScriptsProcessor:
         carry: the carry of its arithmetic.
         charge: instructions' worth of time the present slice has used besides: bytes moved.
         must_stop: the slice is to end, an instruction having changed how to run.
+        runs: stretches of the program as single functions.
         on_wait: told what it begins to wait for, and that it has ended.
         is_selecting: it has selected an id nobody has.
         on_select: told so.
@@ -111,6 +116,7 @@ class ScriptsProcessor:
         self._sstat2, self._sfbr = self.slot("sstat2"), self.slot("sfbr")
         self._sfs = self.slot("sfs") if self.has_64_bits else -1
         self.mover = BlockMover(self)
+        self.runs = Runs(self)
 
     def slot(self, name: str) -> int:
         """Where a register's value stands in ``values``."""
@@ -279,6 +285,7 @@ class ScriptsProcessor:
         self.must_stop = False
         self.charge = 0
         self._locate()
+        self.runs.check()
         try:
             self._run()
         except DeviceError:
@@ -301,19 +308,35 @@ class ScriptsProcessor:
         if values[self._dcntl] & _SINGLE_STEP:
             self._step()
             return
-        for _ in range(SLICE):
+        runs, left = self.runs.by_address, SLICE
+        while left > 0:
             address = values[dsp_slot] & ~3
             offset = address - base
             if 0 <= offset <= last:
+                run = runs.get(address)
+                if run is None:
+                    run = self.runs.reached(address)
+                    if run is not NO_RUN:
+                        left -= _RUN_COST
+                if run.length:
+                    outcome = run.function()
+                    left -= run.length
+                    if outcome is None and not self.must_stop:
+                        continue
+                    if outcome is not False:
+                        return
+                    address = values[dsp_slot]
+                    offset = address - base
                 offset >>= 2
                 first, second = ram[offset], ram[offset + 1]
             else:
                 first, second = memory.read_word(high | address), memory.read_word(high | address + 4)
+            left -= 1
             values[dsp_slot] = address + 8 & 0xFFFF_FFFF
             values[dbc_slot], values[dsps_slot] = first, second
             execute = decoded.get(first)
             if execute is None:
-                execute = self._decode(first)
+                execute = self.function_of(first)
             if execute(second):
                 return
 
@@ -324,7 +347,7 @@ class ScriptsProcessor:
         first, second = self.memory.read_word(high | address), self.memory.read_word(high | address + 4)
         self.values[self._dsp] = address + 8 & 0xFFFF_FFFF
         self.values[self._dbc], self.values[self._dsps] = first, second
-        self._decode(first)(second)
+        self.function_of(first)(second)
         if self.is_running and self.waiting is Waiting.NOTHING:
             self.interrupt_dma(DmaInterrupt.SINGLE_STEP)
 
@@ -334,14 +357,14 @@ class ScriptsProcessor:
         if waiting is Waiting.MOVE:
             stopped = self.mover.go_on()
         else:
-            stopped = bool(self._decode(self.values[self._dbc])(self.values[self._dsps]))
+            stopped = bool(self.function_of(self.values[self._dbc])(self.values[self._dsps]))
         if self.waiting is Waiting.NOTHING:
             self.on_wait(Waiting.NOTHING)
         if not stopped and self.values[self._dcntl] & _SINGLE_STEP:
             return self.interrupt_dma(DmaInterrupt.SINGLE_STEP)
         return stopped or self.must_stop
 
-    def _decode(self, word: int) -> Execute:
+    def function_of(self, word: int) -> Execute:
         """The function of a first word, made when it is first met."""
         execute = self._decoded.get(word)
         if execute is None:
