@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import weakref
@@ -65,6 +66,71 @@ def test_as_many_run_at_once_as_there_are_threads() -> None:
             workers.submit(lambda: True, told.append)
         workers.drain()
         assert len(workers._threads) == 3
+
+
+def test_what_is_finished_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = 0
+    write = os.eventfd_write
+
+    def eventfd_write(fd: int, value: int) -> None:
+        nonlocal told
+        told += 1
+        write(fd, value)
+
+    monkeypatch.setattr(os, "eventfd_write", eventfd_write)
+    with Workers(1) as workers:
+        for _ in range(2):
+            last = threading.Event()
+            for _ in range(20):
+                workers.submit(lambda: None, lambda _: None)
+            workers.submit(last.set, lambda _: None)
+            assert last.wait(10)
+            while len(workers._finished) < 21:
+                workers.give_way(10)
+            workers.collect()
+            assert workers.pending == 0
+    assert told == 2
+
+
+def test_what_is_finished_while_it_collects_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.eventfd_read
+    go = threading.Event()
+
+    def eventfd_read(fd: int) -> int:
+        go.set()
+        while len(workers._finished) < 2 or not is_readable(workers):
+            workers.give_way(0.01)
+        return read(fd)
+
+    told: list[object] = []
+    with Workers(2) as workers:
+        workers.submit(lambda: 1, told.append)
+        assert is_readable(workers, 10)
+        workers.submit(lambda: go.wait(10), told.append)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "eventfd_read", eventfd_read)
+            workers.collect()
+        workers.submit(lambda: 3, told.append)
+        assert is_readable(workers, 10)
+        workers.collect()
+    assert told == [1, True, 3]
+
+
+def test_giving_way_to_the_threads() -> None:
+    with Workers(1) as workers:
+        assert workers.give_way(10)  # nobody is waited for
+        worked: list[int] = []
+        for number in range(10):
+            workers.submit(lambda number=number: worked.append(number), lambda _: None)  # type: ignore[misc]
+        while len(workers._finished) < 10:  # they may have come to the end of a part before there was more
+            assert workers.give_way(10)
+        workers.drain()
+        go = threading.Event()
+        workers.submit(lambda: go.wait(10), lambda _: None)
+        while workers.give_way(0.001):  # the end of what was before
+            assert not workers._finished
+        go.set()
+        workers.drain()
 
 
 def test_a_callback_that_fails_does_not_swallow_the_others() -> None:

@@ -53,6 +53,11 @@ class Workers:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._finished: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        #: The descriptor has been made readable since the last ``collect``; it need not be again.
+        self._is_told = False
+        #: Free when the threads have come to the end of their work, whoever takes it first; otherwise taken.
+        self._rest = threading.Lock()
+        self._rest.acquire()
         self._closed = False
 
     def submit(self, work: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
@@ -82,6 +87,8 @@ class Workers:
         """
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event)
+        # After what was told has been taken back, and before it looks what there is: what comes later tells anew.
+        self._is_told = False
         # Not more than there is now: work that is finished as soon as it is submitted must not keep the thread here.
         for _ in range(len(self._finished)):
             done, result = self._finished.popleft()
@@ -92,6 +99,17 @@ class Workers:
                 if self._finished:
                     os.eventfd_write(self._event, 1)
                 raise
+
+    def give_way(self, timeout: float) -> bool:
+        """Lets the threads work, until they have nothing to do or for that many seconds.
+
+        For a device that looks at something again and again instead of waiting: the interpreter, and often the
+        processor too, is only given to another thread when this one waits.
+
+        Returns:
+            Whether they have come to the end of what they had; there may be more since.
+        """
+        return not self.pending or self._rest.acquire(timeout=timeout)
 
     def drain(self) -> None:
         """Waits until nothing is pending, collecting; what a device does before it is saved, or reset."""
@@ -133,5 +151,10 @@ class Workers:
             except BaseException as exc:  # whoever waits for the work must hear of it
                 result = exc
             self._finished.append((done, result))
-            os.eventfd_write(self._event, 1)
+            if not self._is_told:
+                self._is_told = True
+                os.eventfd_write(self._event, 1)
+            if self._jobs.empty():
+                with contextlib.suppress(RuntimeError):  # it is free
+                    self._rest.release()
             del job, work, done, result  # views of guest memory are not to live until the next job

@@ -68,6 +68,7 @@ class Doorbells:
         self.worked: list[int] = []
         self.scheduler = Scheduler()
         self.on_look: Callable[[], None] | None = None
+        self.give_way: Callable[[], bool] | None = None
 
     def look(self) -> bytes:
         if self.on_look is not None:
@@ -81,7 +82,7 @@ class Doorbells:
         self.worked.append(len(self.rung))
 
     def poller(self, arm: Callable[[bytes], None] | None = None) -> DoorbellPoller:
-        return DoorbellPoller(self.scheduler, self.look, self.ring, self.work, arm)
+        return DoorbellPoller(self.scheduler, self.look, self.ring, self.work, arm, self.give_way)
 
 
 @pytest.fixture
@@ -132,6 +133,52 @@ def test_a_turn_ends_however_much_there_is_to_do(bells: Doorbells) -> None:
         bells.scheduler.turn()
         assert bells.rung == [(2, value) for value in range(1, turn * module._FINDS + 1)]
         assert poller.looks == turn * module._FINDS
+
+
+def test_while_others_have_work_it_looks_once_in_a_turn(bells: Doorbells) -> None:
+    gave_way: list[int] = []
+
+    def give_way() -> bool:
+        gave_way.append(poller.looks)
+        return have_work
+
+    have_work = True
+    bells.give_way = give_way
+    poller = bells.poller()
+    poller.start(bells.look())
+    for turn in (1, 2, 3):
+        bells.scheduler.turn()
+        assert poller.looks == turn
+        assert gave_way == list(range(turn))  # before it looks
+    have_work = False
+    bells.scheduler.turn()
+    assert poller.looks == 3 + module._LOOKS
+    # What is found may be work for them: then it is their turn at once.
+    bells.values[0] = 7
+
+    def work() -> None:
+        nonlocal have_work
+        have_work = True
+
+    poller._work = work
+    looks = poller.looks
+    gave_way.clear()
+    bells.scheduler.turn()
+    assert (poller.looks, len(gave_way)) == (looks + 1, 2)
+
+
+def test_it_may_be_stopped_while_it_gives_way(bells: Doorbells) -> None:
+    def give_way() -> bool:
+        poller.stop()
+        return False
+
+    bells.give_way = give_way
+    poller = bells.poller()
+    poller.start()
+    bells.values[0] = 7
+    bells.scheduler.settle()
+    assert bells.rung == []
+    assert not poller.is_running
 
 
 def test_without_work_it_looks_ever_more_rarely(bells: Doorbells) -> None:

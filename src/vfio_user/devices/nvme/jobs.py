@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 #: Bytes of data all jobs may hold; queues are not fetched from while they hold more.
 _BUDGET = 64 << 20
 
+#: Seconds for which a thread that looks at doorbells lets the others work: some ten short transfers.
+_MOMENT = 50e-6
+
 
 class Job:
     """What is to be done; see ``Jobs.start``."""
@@ -209,6 +212,13 @@ class Jobs:
         """Waits for the backends: afterwards no thread works on one."""
         if self._workers is not None:
             self._workers.drain()
+
+    def give_way(self) -> bool:
+        """Lets the threads work for a moment, if they have work."""
+        if self._workers is None or not self._workers.pending:
+            return False
+        self._workers.give_way(_MOMENT)
+        return True
 
     def release(self) -> None:
         """The device runs again: begins, or ends, what has waited for that. Idempotent."""

@@ -12,6 +12,9 @@ messages, timers and descriptors get theirs in between. When it has found nothin
   writes there how far the poller has come. It then looks once more, as the driver may have written a tail before it
   saw that; and does not look again until ``wake`` says that a doorbell register was written.
 
+Other threads of the device get the interpreter, and on one processor anything at all, only while this one waits. So it
+does not look all the time while they have work (``give_way``).
+
 Looking is a copy of the doorbells and a comparison with the copy before, whatever the number of queues.
 """
 
@@ -69,6 +72,8 @@ class DoorbellPoller:
             next.
         arm: asks the driver to ring a register for whatever it writes after what it is given, which is what ``look``
             returned; None where there is no way to ask.
+        give_way: lets other threads of the device work for a moment, if they have work, and says whether they had.
+            While they have there is one look in a turn. None where there are no others.
 
     Attributes:
         is_running: between ``start`` and ``stop``.
@@ -87,6 +92,7 @@ class DoorbellPoller:
         ring: Callable[[int, int], None],
         work: Callable[[], None] | None = None,
         arm: Callable[[bytes], None] | None = None,
+        give_way: Callable[[], bool] | None = None,
     ) -> None:
         self.is_running = False
         self.is_resting = False
@@ -96,6 +102,7 @@ class DoorbellPoller:
         self._ring = ring
         self._work = work
         self._arm = arm
+        self._give_way = give_way
         self._seen = b""
         self._idle_turns = 0
         self._rest = _FIRST_REST
@@ -121,7 +128,7 @@ class DoorbellPoller:
         self._cancel()
 
     def wake(self) -> None:
-        """There may be something new: a doorbell register was written, or a queue was made."""
+        """There may be something new, or will be soon: a doorbell register was written, a queue was made."""
         if self.is_resting:
             self._busy()
 
@@ -151,8 +158,12 @@ class DoorbellPoller:
             return
         found = looks = 0
         look = self._look
+        give_way = self._give_way
         try:
-            while looks < _LOOKS and found < _FINDS:
+            most = 1 if give_way is not None and give_way() else _LOOKS
+            if generation != self._generation:
+                return
+            while looks < most and found < _FINDS:
                 looks += 1
                 now = look()
                 if now != self._seen:
@@ -160,6 +171,8 @@ class DoorbellPoller:
                     self._changed(now)
                     if generation != self._generation:
                         return
+                    if give_way is not None and give_way():
+                        break
         except BaseException:
             self.stop()
             raise

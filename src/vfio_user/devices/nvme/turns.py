@@ -173,6 +173,7 @@ class Turns:
         if not queue.alive:
             return
         self.flush_soon(queue.completions)
+        self._controller.doorbells.expect()
         if self._stalled:
             self._go_on()
         closing = queue.closing

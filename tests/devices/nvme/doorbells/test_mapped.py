@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.nvme import Bench
+from tests.support.nvme import Bench, PatientBackend
+from vfio_user.backends import Backend, Workers
 from vfio_user.devices.nvme import DoorbellMode, Nvme
 from vfio_user.devices.nvme.doorbells.mapped import MappedDoorbells
 from vfio_user.devices.nvme.poller import DoorbellPoller
@@ -18,9 +19,11 @@ from vfio_user.testing.in_process import DeviceUnderTest
 
 
 @contextlib.contextmanager
-def polled() -> Iterator[Bench]:
+def polled(backend: Backend | None = None) -> Iterator[Bench]:
     """No fixture: pytest keeps the values of those, and so the memory behind the BAR, for longer than the test."""
-    device = Nvme(image="memory:1M", doorbells=DoorbellMode.MAPPED)
+    device = Nvme(image="" if backend else "memory:1M", doorbells=DoorbellMode.MAPPED)
+    if backend is not None:
+        device.add_namespace(backend)
     try:
         with DeviceUnderTest(device) as under_test:
             yield Bench(device, under_test)
@@ -49,6 +52,62 @@ def test_work_is_found_after_a_rest() -> None:
         assert poller_of(nvme).is_resting
         nvme.driver.write(nvme.queue, 0, bytes(512))
         assert nvme.driver.read(nvme.queue, 0, 1) == bytes(512)
+
+
+def test_a_command_that_ends_late_ends_a_rest() -> None:
+    backend = PatientBackend()
+    with polled(backend) as nvme:
+        poller = poller_of(nvme)
+
+        def is_resting() -> bool:
+            return poller.is_resting
+
+        [cid] = nvme.queue.submit(SubmissionEntry(NvmOpcode.READ, nsid=1, prp1=nvme.buffer(size=512)))
+        nvme.under_test.advance(5.0)
+        assert backend.begun.acquire(timeout=10)
+        assert is_resting()
+        backend.let_go()
+        nvme.device.jobs.settle()
+        assert not is_resting()
+        assert [completion.cid for completion in nvme.queue.wait([cid])] == [cid]
+
+
+def test_threads_that_have_work_are_given_way_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments: list[float] = []
+
+    def give_way(_: Workers, timeout: float) -> bool:
+        moments.append(timeout)
+        return False
+
+    monkeypatch.setattr(Workers, "give_way", give_way)
+    backend = PatientBackend()
+    with polled(backend) as nvme:
+        jobs = nvme.device.jobs
+        assert not jobs.give_way()
+        nvme.queue.submit(SubmissionEntry(NvmOpcode.READ, nsid=1, prp1=nvme.buffer(size=512)))
+        nvme.under_test.settle()
+        assert moments
+        assert 0 < max(moments) < 0.001
+        assert jobs.give_way()
+        backend.let_go()
+        jobs.settle()
+        assert not jobs.give_way()
+
+
+def test_what_has_ended_is_shown_before_it_looks_again() -> None:
+    backend = PatientBackend()
+    with polled(backend) as nvme:
+        poller = poller_of(nvme)
+        [cid] = nvme.queue.submit(SubmissionEntry(NvmOpcode.READ, nsid=1, prp1=nvme.buffer(size=512)))
+        nvme.under_test.settle()
+        backend.let_go()
+        nvme.device.jobs.settle()
+        assert nvme.queue.poll() == []
+        looks = poller.looks
+        assert poller._give_way is not None
+        assert not poller._give_way()
+        assert [completion.cid for completion in nvme.queue.poll()] == [cid]
+        assert poller.looks == looks
 
 
 def test_a_store_to_the_mapped_page_is_enough() -> None:

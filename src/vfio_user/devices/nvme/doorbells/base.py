@@ -97,6 +97,9 @@ class Doorbells:
         """What was written to a doorbell cannot be: the host is told. Spec: 5.2.1, figure 146."""
         self._controller.bad_doorbell(event, qid)
 
+    def expect(self) -> None:
+        """A command has ended that took a while: the host is about to write a doorbell, or several."""
+
     # What the controller asks, where ``are_followed``.
 
     def follow_tail(self, queue: SubmissionQueue) -> None:

@@ -43,7 +43,13 @@ class MappedDoorbells(Doorbells):
         self._page = controller.doorbell_page
         #: The doorbells of queues there are, and have been since the controller was enabled.
         self._used = self._page[:0]
-        self.poller = DoorbellPoller(controller, self._look, self._changed, work=controller.turns.work)
+        self.poller = DoorbellPoller(
+            controller,
+            self._look,
+            self._changed,
+            work=controller.turns.work,
+            give_way=self._give_way,
+        )
 
     def create(self, number: int) -> None:
         """See ``Doorbells``."""
@@ -61,8 +67,18 @@ class MappedDoorbells(Doorbells):
         self.poller.stop()
         self._used = self._page[:0]
 
+    def expect(self) -> None:
+        """See ``Doorbells``."""
+        self.poller.wake()
+
     def _look(self) -> bytes:
         return self._used.tobytes()
+
+    def _give_way(self) -> bool:
+        turns = self._controller.turns
+        if turns.is_due:  # what jobs have ended is to be shown before it is looked what else there is
+            turns.work()
+        return self._controller.jobs.give_way()
 
     def _changed(self, number: int, value: int) -> None:
         # The poller has the work done at once: nobody has to be asked to.
