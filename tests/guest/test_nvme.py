@@ -173,8 +173,7 @@ def test_log_pages(scenario: Scenario, disk: Disk, serial: str) -> None:
     slots = next(iter(disk.json("fw-log").values()))
     assert slots["Active Firmware Slot (afi)"] == 1
     assert "1.0" in str(slots["Firmware Rev Slot 1"])
-    # Without --csi, nvme-cli 2.3 asks for zoned namespaces' as well, and shows nothing because there are none.
-    effects = str(guest.run(f"nvme effects-log {disk.controller} --csi=0"))
+    effects = str(guest.run(f"nvme effects-log {disk.controller}"))
     for command in ("Format NVM", "Namespace Management", "Dataset Management", "Write Zeroes", "Compare"):
         assert command in effects
     pages = str(guest.run(f"nvme supported-log-pages {disk.controller}"))

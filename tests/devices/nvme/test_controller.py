@@ -37,7 +37,7 @@ def test_what_the_registers_say() -> None:
         registers = nvme.driver.registers
         assert (registers.cap.mqes, registers.cap.cqr, registers.cap.nssrs, registers.cap.dstrd) == (1023, 1, 1, 0)
         assert (registers.vs.major, registers.vs.minor) == (2, 0)
-        assert registers.cap.css == 0b100_0001
+        assert registers.cap.css == 1
         assert nvme.function.class_code == 0x010802
 
 
@@ -45,6 +45,7 @@ def test_what_the_registers_say() -> None:
     ("cc", "aqa"),
     [
         (1 | 1 << 4, 0x1F_001F),  # a command set there is not
+        (1 | 6 << 4, 0x1F_001F),  # all there are besides, of which there are none
         (1 | 5 << 7, 0x1F_001F),  # pages of 128 KiB
         (1 | 1 << 11, 0x1F_001F),  # another arbitration
         (1, 0x1F_0000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.nvme import Bench, bench
+from vfio_user.devices.nvme import DoorbellMode
+from vfio_user.devices.nvme.engines import make_engine
 from vfio_user.hardware.nvme.data_pointers import SglDescriptor, SglType
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
@@ -18,6 +21,9 @@ from vfio_user.hardware.nvme.logs import AsyncEventType, ErrorEvent, LogPage
 from vfio_user.hardware.nvme.opcodes import AdminOpcode, NvmOpcode
 from vfio_user.hardware.nvme.registers import DOORBELLS, DOORBELLS_OFFSET
 from vfio_user.hardware.nvme.status import Status
+
+#: For each way of ringing and each engine; ``NVME_FUZZ_EXAMPLES=5000`` for a long run.
+FUZZ_EXAMPLES = int(os.environ.get("NVME_FUZZ_EXAMPLES", "20"))
 
 A, N, S = AdminOpcode, NvmOpcode, Status
 E = SubmissionEntry
@@ -332,33 +338,66 @@ ENTRIES = st.builds(
     cdw14=DWORDS,
     cdw15=DWORDS,
 )
+
+
+def transfer(opcode: int, **fields: int) -> E:
+    """A command; of its own accord Hypothesis gives fields that are not named numbers they cannot hold."""
+    return E(opcode, **fields)
+
+
+TRANSFERS = st.builds(
+    transfer,
+    st.sampled_from([N.READ, N.WRITE]).map(int),
+    cid=st.integers(0, 0xFFFF),
+    nsid=st.sampled_from([1, 1, 1, 1, 2]),
+    prp1=st.integers(0, 40).map(lambda page: (4096 + page) * PAGE),
+    prp2=st.one_of(st.just(0), ADDRESSES),
+    cdw10=st.one_of(st.integers(0, 15).map(lambda page: 8 * page), DWORDS),
+    cdw12=st.one_of(st.just(7), st.sampled_from([0, 15, 23, 1 << 30 | 7]), DWORDS),
+)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("admin"), ENTRIES),
-        st.tuples(st.just("io"), ENTRIES),
+        st.tuples(st.just("admin"), st.lists(ENTRIES, min_size=1, max_size=2)),
+        st.tuples(st.just("io"), st.lists(ENTRIES, min_size=1, max_size=3)),
+        # Enough alike to be carried out together.
+        st.tuples(st.just("io"), st.lists(TRANSFERS, min_size=4, max_size=10)),
         st.tuples(st.integers(0, 12), st.one_of(st.integers(0, 40), DWORDS)),
     ),
     max_size=12,
 )
 
 
-@settings(max_examples=60)
-@given(STEPS)
-def test_whatever_a_host_submits_and_rings(steps: list[tuple[object, object]]) -> None:
-    # Device code that raises fails the test (strict). The guest's memory is small and nearly everything a command may
-    # point to, so the host's own queues are overwritten, too: what the host then finds there is its own affair.
-    with bench(image="memory:64K", unallocated="memory:1M", vectors=0) as nvme:
+def fuzz(steps: list[tuple[object, object]], doorbells: DoorbellMode, *, vector: bool) -> None:
+    """Takes the steps: commands that are submitted, with a ring, and doorbells that are written.
+
+    Device code that raises fails the test (strict). The guest's memory is small and nearly everything a command may
+    point to, so the host's own queues are overwritten, too: what the host then finds there is its own affair.
+    """
+    with bench(image="memory:64K", unallocated="memory:1M", vectors=0, doorbells=doorbells) as nvme:
+        nvme.device.engine = make_engine(nvme.device, vector=vector)
+        if doorbells is DoorbellMode.SHADOW:
+            nvme.driver.use_shadow_doorbells()
         for place, what in steps:
-            if isinstance(what, SubmissionEntry):
+            if isinstance(what, list):
                 queue = nvme.driver.admin_queue if place == "admin" else nvme.queue
-                queue.put(what)
+                for entry in what:
+                    queue.put(entry)
                 queue.ring()
-                nvme.under_test.settle()
             else:
                 nvme.function.bar0.write(DOORBELLS_OFFSET + 4 * int(str(place)), 4, int(str(what)))
-                nvme.under_test.settle()
+            nvme.under_test.advance(0.1)  # mapped doorbells are looked at some time
         nvme.under_test.advance(30)
         # After a reset it is as new.
         nvme.driver.disable()
         nvme.driver.enable()
         assert nvme.driver.identify_controller().sn == "vfio-user-1"
+
+
+@pytest.mark.parametrize("vector", [False, True], ids=["scalar", "vector"])
+@pytest.mark.parametrize("doorbells", DoorbellMode)
+@settings(max_examples=FUZZ_EXAMPLES)
+@given(STEPS)
+def test_whatever_a_host_submits_and_rings(
+    doorbells: DoorbellMode, vector: bool, steps: list[tuple[object, object]]
+) -> None:
+    fuzz(steps, doorbells, vector=vector)

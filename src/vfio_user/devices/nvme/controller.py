@@ -201,7 +201,9 @@ class Nvme(PciDevice):
         """What the registers say of the controller; resets take it away."""
         cap = self.bar0.cap
         cap.mqes, cap.cqr, cap.to = self.max_queue_entries - 1, 1, _READY_TIMEOUT
-        cap.nssrs, cap.css, cap.mpsmax, cap.crms = 1, 1 << 0 | 1 << 6, MAX_PAGE_SHIFT, 1
+        # The NVM Command Set alone. Bit 6 is for controllers with others besides, and optional for this one. Others of
+        # its kind leave it clear, and hosts take it to mean more: nvme-cli then asks for zoned namespaces' log.
+        cap.nssrs, cap.css, cap.mpsmax, cap.crms = 1, 1 << 0, MAX_PAGE_SHIFT, 1
         self.bar0.crto.crwmt = _READY_TIMEOUT
 
     @bar0.on_change("cc")

@@ -57,7 +57,7 @@ FEATURES = {
     Feature.TIMESTAMP: FeatureRule(data=8),
     Feature.KEEP_ALIVE_TIMER: FeatureRule(),
     Feature.HOST_BEHAVIOR_SUPPORT: FeatureRule(data=512),
-    Feature.COMMAND_SET_PROFILE: FeatureRule(mask=0),
+    Feature.COMMAND_SET_PROFILE: FeatureRule(mask=0x1FF),
     Feature.SOFTWARE_PROGRESS_MARKER: FeatureRule(mask=0xFF, capabilities=_CHANGEABLE | _SAVEABLE),
 }
 
@@ -225,6 +225,8 @@ class Features:
                 self.vectors_alone.add(vector)
             else:
                 self.vectors_alone.discard(vector)
+        if feature == Feature.COMMAND_SET_PROFILE and value:
+            raise CommandFailed(Status.IO_COMMAND_SET_COMBINATION_REJECTED, location=44)
         if feature == Feature.TEMPERATURE_THRESHOLD:
             self._set_threshold(value)
         return 0

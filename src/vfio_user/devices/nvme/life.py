@@ -55,7 +55,7 @@ class Life:
             return
         registers = controller.bar0
         cc, aqa = registers.cc, registers.aqa
-        usable = cc.css in (CommandSet.NVM, CommandSet.ALL_SUPPORTED) and cc.mps <= MAX_PAGE_SHIFT and not cc.ams
+        usable = cc.css == CommandSet.NVM and cc.mps <= MAX_PAGE_SHIFT and not cc.ams
         if not usable or not aqa.asqs or not aqa.acqs:
             self.fail(f"it was enabled with cc={cc} aqa={aqa}, which it does not support")
             return
