@@ -102,7 +102,7 @@ def _look_at(entry: DeviceEntry) -> _Listed:
     except VfioUserError as exc:
         return _Listed(entry, error=str(exc))
     doc = inspect.getdoc(cls) or ""
-    modules = tuple(getattr(cls, "linux_modules", ()))
+    modules = tuple(module.partition(" ")[0] for module in getattr(cls, "linux_modules", ()))
     return _Listed(
         entry, pci_id(cls), doc.partition("\n\n")[0].replace("\n", " "), options, modules, describe(entry, cls)
     )

@@ -34,7 +34,8 @@ def describe(entry: DeviceEntry, cls: type[Device], *, binary: str = BINARY) -> 
     summary = (inspect.getdoc(cls) or entry.name).partition("\n\n")[0].replace("\n", " ")
     class_code = getattr(cls, "class_code", None)
     ids = [getattr(cls, name, None) for name in ("vendor_id", "device_id")]
-    tags = [*getattr(cls, "linux_modules", ())]
+    # The modules' names, without parameters.
+    tags = [module.partition(" ")[0] for module in getattr(cls, "linux_modules", ())]
     if all(isinstance(each, int) for each in ids):
         tags.insert(0, ":".join(f"{each:04x}" for each in ids))
     return {

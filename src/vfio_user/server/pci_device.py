@@ -45,7 +45,8 @@ class PciDevice(Device, PciAttributes):
     of ``vfio-user serve --set``. Ids it sets on ``self`` before that call take effect.
 
     Attributes:
-        linux_modules: the kernel modules that drive it in a Linux guest; ``vfio-user boot`` loads them.
+        linux_modules: the kernel modules that drive it in a Linux guest, each with the parameters it is to have after
+            a space; ``vfio-user boot`` loads them.
         enforce_bus_master: DMA fails while the driver has not set Bus Master Enable, as on a real bus. Turn it off only
             for a client that never sets it.
         migratable: it can be migrated, and its state saved: everything that is not in a register or in memory behind a

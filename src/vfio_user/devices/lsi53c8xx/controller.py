@@ -69,7 +69,8 @@ class Lsi53c8xx(PciDevice):
 
     vendor_id = 0x1000
     class_code = 0x010000
-    linux_modules = ("sd_mod", "sr_mod", "sym53c8xx")
+    # It would wait three seconds after it has reset the bus, for drives that have to spin up.
+    linux_modules = ("sd_mod", "sr_mod", "sym53c8xx settle=0")
     migratable = True
     saved_attributes = ("chip_state",)
     _ram_bar: int | None = None
