@@ -23,7 +23,7 @@ that is the guest's no more, but never crashes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vfio_user.errors import DeviceError, DmaAccess, DmaNotMapped, InvalidAccess
@@ -271,6 +271,33 @@ class Dma(DmaTable):
             if not at & 3:
                 return mapping.file.words[4][at >> 2]
         return None
+
+    def view_nowait(self, iova: int, length: int) -> memoryview | None:
+        """The memory itself, to be read at once, in the memory that was read last; None for all others."""
+        mapping = self._read_hit
+        if mapping.iova <= iova and iova + length <= mapping.end:
+            at = iova + mapping.shift
+            return mapping.file.readonly[at : at + length]
+        return None
+
+    def scatter_nowait(self, ranges: Sequence[tuple[int, int]], data: memoryview) -> bool:
+        """Writes data over ranges of the memory that was written last; False, and nothing done, if one is elsewhere.
+
+        Args:
+            ranges: address and length of each.
+            data: as long as all of them.
+        """
+        mapping = self._write_hit
+        first, end = mapping.iova, mapping.end
+        for iova, length in ranges:
+            if iova < first or iova + length > end:
+                return False
+        memory, at = mapping.map, 0
+        for iova, length in ranges:
+            start = iova + mapping.shift
+            memory[start : start + length] = data[at : at + length]
+            at += length
+        return True
 
     def read_u64(self, iova: int) -> int:
         """Reads 8 little-endian bytes, in one load if aligned; raises as ``read`` does."""

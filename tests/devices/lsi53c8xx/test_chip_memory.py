@@ -73,3 +73,37 @@ def test_views_are_of_the_clients_memory_alone(memory: ChipMemory) -> None:
     assert memory.view(REGISTERS, 4) is None
     with pytest.raises(DeviceError):
         memory.view(0, 4)
+
+
+def test_what_is_the_chips_own(memory: ChipMemory) -> None:
+    for base, size in ((RAM, 0x2000), (REGISTERS, 0x100)):
+        assert memory.is_own(base - 1, 2)
+        assert memory.is_own(base + size - 1, 1)
+        assert not memory.is_own(base - 1, 1)
+        assert not memory.is_own(base + size, 1)
+    memory.read(GUEST, 4)
+    memory.write(GUEST, b"abcd")
+    view = memory.view_nowait(GUEST + 1, 2)
+    assert view is not None
+    assert bytes(view) == b"bc"
+    memory.locate(REGISTERS, GUEST)
+    assert memory.view_nowait(GUEST + 1, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("place", "data", "first", "last"),
+    [(RAM + 8, b"abcd", 2, 2), (RAM + 6, b"abc", 1, 2), (RAM + 4, bytes(8), 1, 2), (RAM + 11, b"x", 2, 2)],
+)
+def test_writes_to_code_are_told(memory: ChipMemory, place: int, data: bytes, first: int, last: int) -> None:
+    told: list[tuple[int, int]] = []
+    memory.code_written = lambda *words: told.append(words)
+    memory.code[2] = 1
+    memory.write(place, data)
+    assert told == [(first, last)]
+    assert bytes(memory.read(place, len(data))) == data
+    memory.write(RAM + 12, b"beside")
+    memory.write(RAM + 4, b"it")
+    memory.write_word(RAM + 12, 1)
+    assert len(told) == 1
+    memory.write_word(RAM + 8, 1)
+    assert told[1:] == [(2, 2)]

@@ -13,6 +13,7 @@ from tests.devices.lsi53c8xx.board import DATA, MEMORY, MEMORY_SIZE, RAM, REGIST
 from tests.devices.lsi53c8xx.conftest import BoardMaker
 from vfio_user.devices.lsi53c8xx import processor as processor_module
 from vfio_user.devices.lsi53c8xx import runs as runs_module
+from vfio_user.devices.lsi53c8xx.block_moves import BlockMover
 from vfio_user.devices.lsi53c8xx.controller import Lsi53c895a
 from vfio_user.devices.lsi53c8xx.run_writer import plain_word
 from vfio_user.devices.lsi53c8xx.waiting import Waiting
@@ -363,6 +364,141 @@ def test_conditions_of_several_parts(make_board: BoardMaker, condition: int) -> 
     assert codes == [1 if condition == 7 else 2 if condition == 0 else 0] * 2
 
 
+# ---- Moves of data ----
+
+
+def is_endless(board: Board) -> bool:
+    """It runs on. Where a slice ends is no matter of what the program does, so that there is nothing to compare."""
+    return board.device.processor.is_running and board.device.processor.waiting is Waiting.NOTHING
+
+
+SOURCE = DATA + 0x1000
+READ, WRITE = 0x28, 0x2A
+
+
+def moving(operation: int, number: int, *, offset: int = 0) -> Script:
+    """A program that reads or writes three blocks by ``number`` table moves."""
+    script = Script(RAM)
+    script.select(0)
+    script.move(Phase.MESSAGE_OUT, 1, DATA)
+    script.move(Phase.COMMAND, 10, DATA + 0x40)
+    for index in range(number):
+        script.move_table(Phase.DATA_IN if operation == READ else Phase.DATA_OUT, offset + 8 * index)
+    script.move(Phase.STATUS, 1, DATA + 0x80)
+    script.move(Phase.MESSAGE_IN, 1, DATA + 0x81)
+    script.clear(ack=True)
+    script.wait_disconnect()
+    script.interrupt(0xE4D)
+    return script
+
+
+def prepared(board: Board, operation: int, entries: list[tuple[int, int]]) -> None:
+    board.make_ready()
+    board.write(DATA, b"\xc0")
+    board.write(DATA + 0x40, struct.pack(">BBIBHB", operation, 0, 0, 0, 3, 0))
+    board.write(SOURCE, bytes(range(256)) * 6)
+    board.write(TABLE, b"".join(struct.pack("<II", *entry) for entry in entries))
+    board.registers.write(DSA, 4, TABLE)
+
+
+@pytest.mark.parametrize("operation", [READ, WRITE])
+def test_moves_in_a_row_are_one(board: Board, operation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    several = BlockMover.several
+
+    def counted(self: BlockMover, first: int, second: int, number: int) -> int:
+        done.append(several(self, first, second, number))
+        return done[-1]
+
+    monkeypatch.setattr(BlockMover, "several", counted)
+    entries = [(256, SOURCE + 512 * index) for index in range(6)]
+    prepared(board, operation, entries)
+    assert start(board, moving(operation, 6)) == SIR
+    assert board.code == 0xE4D
+    # (All but the last one, which ends the data.)
+    assert done == [5]
+    assert board.registers.read(0xD0, 4) == TABLE + 40
+    contents = board.device.bus.targets[0].luns[0].backend.contents  # type: ignore[attr-defined]
+    if operation == READ:
+        assert board.read(SOURCE + 512 * 5, 256) == bytes([2]) * 256
+    else:
+        assert bytes(contents[:1536]) == b"".join(board.read(address, length) for length, address in entries)
+
+
+def test_moves_in_a_row_to_the_chips_own_ram(make_board: BoardMaker) -> None:
+    """It may have an address where memory is, too: then that is the RAM's."""
+    found = []
+    for prepare in (run_never, run_at_once):
+        board = make_board()
+        prepared(board, READ, [(256, SOURCE), (256, SOURCE + 256), (256, MEMORY + 0x8_0400), (768, SOURCE + 512)])
+        board.device.function.config.write(0x18, 4, MEMORY + 0x8_0000)
+        prepare(board)
+        put(board, moving(READ, 4))
+        board.start(MEMORY + 0x8_0000)
+        board.turn()
+        assert board.dstat() == SIR
+        found.append(shown(board))
+    assert found[0] == found[1]
+    assert found[0]["ram"][0x400:0x500] == bytes([1]) * 256  # type: ignore[index]
+
+
+@given(
+    operation=st.sampled_from([READ, WRITE]),
+    entries=st.lists(
+        st.tuples(
+            st.one_of(st.sampled_from([1, 100, 256, 512]), st.sampled_from([0, 1024, 1536, 2048, 0x0200_0100])),
+            st.one_of(
+                st.integers(0, 8).map(lambda index: SOURCE + 256 * index),
+                st.sampled_from([TABLE + 16, RAM + 0x100, RAM + 0x20, RAM - 4, REGISTERS, MEMORY - 4, 0xFFFF_FFFC]),
+                st.just(MEMORY + MEMORY_SIZE - 100),
+            ),
+        ),
+        min_size=2,
+        max_size=8,
+    ),
+    number=st.integers(2, 10),
+    modes=st.sampled_from([{}, {}, {0x57: 0x02}, {0x57: 0x01}, {DRS: 1}, {0xB0: 1}, {0x56: 0xC0}]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_moves_in_a_row_do_what_they_do_one_by_one(
+    operation: int, entries: list[tuple[int, int]], number: int, modes: dict[int, int]
+) -> None:
+    boards = []
+    try:
+        for prepare in (run_never, run_at_once):
+            board = Board(Lsi53c895a(targets={0: disk(4)}))
+            boards.append(board)
+            run_never(board)
+            prepared(board, operation, entries)
+            prepare(board)
+            for register, value in modes.items():
+                board.registers.write(register, 4 if register >= MMRS else 1, value)
+            start(board, moving(operation, number))
+        assert boards[1].device.processor.runs.by_address
+        if any(is_endless(board) for board in boards):
+            return
+        wanted, found = map(shown, boards)
+        for name in wanted:
+            assert found[name] == wanted[name], name
+    finally:
+        for board in boards:
+            board.close()
+
+
+@pytest.mark.parametrize("offset", [0x7F_FFF8 - 8, 0xFF_FFF0])
+def test_offsets_have_a_sign(make_board: BoardMaker, offset: int) -> None:
+    """Entries follow each other only as long as it stays the same."""
+    codes = []
+    for prepare in (run_never, run_at_once):
+        board = make_board()
+        prepared(board, READ, [(256, SOURCE)] * 6)
+        board.write(TABLE - 16, struct.pack("<4I", 256, SOURCE, 256, SOURCE))
+        prepare(board)
+        assert start(board, moving(READ, 6, offset=offset)) in (0x20, SIR)
+        codes.append((board.code, board.registers.read(0x2C, 4), board.registers.read(0xD0, 4)))
+    assert codes[0] == codes[1]
+
+
 # ---- Any program ----
 
 REGISTERS_TO_USE = st.sampled_from(
@@ -476,6 +612,7 @@ def shown(board: Board) -> dict[str, object]:
         "memory": board.read(MEMORY, MEMORY_SIZE),
         "chip": device.chip_state,
         "line": device.interrupts.intx_level,
+        "disk": bytes(device.bus.targets[0].luns[0].backend.contents),  # type: ignore[attr-defined]
     }
 
 
@@ -511,10 +648,11 @@ def test_a_run_does_what_its_instructions_do_one_by_one(
                 board.dstat()
                 board.sist()
         one_by_one, in_runs = boards
-        processors = [board.device.processor for board in boards]
-        event(f"instructions in runs: {sum(run.length for run in processors[1].runs.by_address.values()) // 4 * 4}")
-        if any(processor.is_running and processor.waiting is Waiting.NOTHING for processor in processors):
-            # Where a slice ends is no matter of what the program does. (What one cannot stop, the other cannot.)
+        event(
+        length = sum(run.length for run in in_runs.device.processor.runs.by_address.values())
+        event(f"instructions in runs: {length // 4 * 4}")
+        )
+        if any(is_endless(board) for board in boards):
             event("endless")
             return
         for name, wanted in shown(one_by_one).items():

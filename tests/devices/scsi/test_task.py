@@ -129,6 +129,30 @@ def test_data_out_of_any_portions() -> None:
     task.write(b"more")
 
 
+def test_what_is_in_hand_moves_without_more_ado() -> None:
+    run = Run(sends(b"abcd", b"ef"))
+    task = run.task
+    assert task.in_hand == 3
+    assert bytes(task.peek(2)) == b"ab"
+    assert bytes(task.read(3)) == b"abc"
+    assert task.in_hand == 0
+    assert bytes(task.peek(9)) == b"d"
+    assert bytes(task.read(1)) == b"d"
+    assert task.in_hand == 1
+    run.task.read(2)
+    assert (task.phase, task.in_hand, bytes(task.peek(1))) == (STATUS, 0, b"")
+    into: list[bytes] = []
+    run = Run(takes(into, [4]))
+    assert run.task.in_hand == 3
+    run.task.write(b"abc")
+    assert run.task.in_hand == 0
+    assert not into
+    assert bytes(run.task.peek(1)) == b""
+    run.task.write(b"d")
+    assert into == [b"abcd"]
+    assert run.task.in_hand == 0
+
+
 def test_a_large_portion_serves_several_steps() -> None:
     got: list[bytes] = []
     task = Task(0, b"\x2a" * 10)

@@ -7,6 +7,7 @@ Ref: LSI53C895A Technical Manual, 5.3 ("Block Move Instructions"), 2.2.16 ("Phas
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,12 @@ _ZERO = BlockMove(Phase.DATA_OUT, 0, Addressing.DIRECT, False)
 
 #: Bytes that are moved in the time of one instruction, roughly.
 _BYTES_PER_INSTRUCTION = 4096
+
+#: Bytes that are moved by one call: the turn of everything else comes after.
+_MOST_AT_ONCE = 1 << 20
+
+#: A table entry: count and address.
+_ENTRY = struct.Struct("<II")
 
 #: Registers a table entry can take the high half of an address from. Ref: table 2.x of CCNTL1's 64TIMOD, "index mode".
 _SELECTORS = ("mmrs", "mmws", "sfs", "drs", "sbms", "dbms")
@@ -115,6 +122,71 @@ class BlockMover:
             self.entry = count
         values[self._dbc] = values[self._dbc] & ~_COUNT | count & _COUNT
         return self._begin(address, high)
+
+    def several(self, first: int, second: int, number: int) -> int:
+        """Table moves that follow each other, as do their entries, amid the data of a command: done in one go.
+
+        Args:
+            first: the first word of all of them.
+            second: the second word of the first.
+            number: how many.
+
+        Returns:
+            How many were done. The next one is more than moving bytes: it ends a piece, or has to be waited for, or
+            has something wrong.
+        """
+        processor = self._processor
+        values, core, memory = processor.values, processor.core, processor.memory
+        wanted, nexus = first >> 24 & 7, core.nexus
+        if nexus is None or nexus.task is None or core.phase != wanted or wanted > Phase.DATA_IN or core.acknowledge:
+            return 0
+        if values[self._ccntl1] & _EN64TIBMV or values[self._sbms]:
+            return 0
+        entry = values[self._dsa] + sign_extend(second) & 0xFFFF_FFFC
+        place = values[self._drs] << 32 | entry
+        table = memory.view_nowait(place, 8 * number)
+        if table is None or entry + 8 * number > 1 << 32:
+            return 0
+        left = min(nexus.task.in_hand, _MOST_AT_ONCE)
+        ranges: list[tuple[int, int]] = []
+        word = total = 0
+        for count, address in _ENTRY.iter_unpack(table):
+            length = count & _COUNT
+            if not length or length > left or memory.is_own(address, length):
+                break
+            if address < place + 8 * number and place < address + length:
+                break  # the table itself
+            left -= length
+            total += length
+            word = count
+            ranges.append((address, length))
+        if not ranges:
+            return 0
+        address, length = ranges[-1]
+        if wanted == Phase.DATA_IN:
+            data = nexus.task.peek(total)
+            if not memory.dma.scatter_nowait(ranges, data):
+                return 0
+            nexus.task.read(total)
+            values[self._sfbr] = data[-length]
+        else:
+            views = [view for piece in ranges if (view := memory.dma.view_nowait(*piece)) is not None]
+            if len(views) < len(ranges):
+                return 0
+            for view in views:
+                nexus.task.write(view)
+        nexus.has_moved = True
+        done = len(ranges)
+        self.entry = word
+        values[self._dbc] = first & ~_COUNT
+        values[self._dsps] = second + 8 * (done - 1)
+        values[self._esa] = entry + 8 * (done - 1)
+        values[self._dnad] = address + length & 0xFFFF_FFFF
+        values[self._dnad64] = address + length >> 32
+        values[self._sbc] = length
+        values[self._csbc] = values[self._csbc] + total & 0xFFFF_FFFF
+        processor.charge += sum(length // _BYTES_PER_INSTRUCTION for _, length in ranges)
+        return done
 
     def _begin(self, address: int, high: int) -> bool | None:
         processor = self._processor

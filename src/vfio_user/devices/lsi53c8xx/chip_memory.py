@@ -113,6 +113,17 @@ class ChipMemory:
             return
         self.dma.write_u32(address, value)
 
+    def is_own(self, address: int, length: int) -> bool:
+        """Some of those bytes may be the chip's own RAM, or registers."""
+        for base, size in ((self.ram_base, len(self.ram)), (self.registers_base, _REGISTERS_SIZE)):
+            if address < base + size and base < address + length:
+                return True
+        return False
+
+    def view_nowait(self, address: int, length: int) -> memoryview | None:
+        """The client's memory itself, to be read at once, if that takes nothing more; see ``Dma.view_nowait``."""
+        return None if self.is_own(address, length) else self.dma.view_nowait(address, length)
+
     def view(self, address: int, length: int) -> memoryview | None:
         """The memory itself, to be read at once; None where it cannot be had without a copy.
 

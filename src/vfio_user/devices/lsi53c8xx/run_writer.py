@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 from vfio_user.hardware.lsi53c8xx.scripts import (
+    Addressing,
     BlockMove,
     BusOperation,
     Instruction,
@@ -34,6 +36,9 @@ __all__ = ["plain_word", "write_run"]
 
 #: Instructions that become simpler by being in a run, for it to be worth while.
 _LEAST_GAIN = 2
+
+#: Moves of data in a row at most: as many as Linux' program has.
+_MOST_MOVES = 128
 
 #: Instructions of a run at most. Longer ones would take longer to make than they save.
 _LONGEST = 64
@@ -88,7 +93,7 @@ class _RunWriter:
         self._patched = patched
         self._lines: list[str] = []
         self._words: set[int] = set()
-        self._gain = 0
+        self._gain = self._length = 0
         #: What DBC and DSPS have to show: the last instruction, unless that was carried out by a function.
         self._shown: tuple[int, int] | None = None
         windows = [(memory.ram_base, len(memory.ram)), (memory.registers_base, 0x100)]
@@ -115,17 +120,16 @@ class _RunWriter:
 
     def write(self, address: int) -> tuple[Callable[[], bool | None] | None, int, frozenset[int], list[bool]]:
         """See ``write_run``."""
-        length = 0
         seen: set[int] = set()
         at: int | None = address
         while at is not None:
-            words = self._fetch(at) if at not in seen and length < _LONGEST else None
+            words = self._fetch(at) if at not in seen and self._length < _LONGEST else None
             instruction = None if words is None else decode(words[0])
             if words is None or instruction is None:
                 self._leave(str(at))
                 break
             seen.add(at)
-            length += 1
+            self._length += 1
             at = self._instruction(at, *words, instruction)
         if self._gain < _LEAST_GAIN:
             return None, 0, frozenset(self._words), self._ended
@@ -134,7 +138,7 @@ class _RunWriter:
         # Nothing in the text comes from outside but numbers.
         exec(compile(text, f"<SCRIPTS at {address:#x}>", "exec"), self._names)  # noqa: S102
         function: Callable[[], bool | None] = self._names["run"]
-        return function, length, frozenset(self._words), self._ended
+        return function, self._length, frozenset(self._words), self._ended
 
     def _fetch(self, at: int) -> tuple[int, int] | None:
         """The words of the instruction at an address; None where it cannot be part of the run."""
@@ -194,11 +198,40 @@ class _RunWriter:
                 return self._register_move(at, first, second, instruction)
             case LoadStore():
                 return self._load_store(at, first, second, instruction)
-            case BlockMove() | BusOperation():
+            case BlockMove():
+                number = self._repeats(at, first, second, instruction)
+                if number > 1:
+                    return self._moves(at, first, second, number)
+                return self._call(at, first, second, ends=False)
+            case BusOperation():
                 return self._call(at, first, second, ends=False)
             case _:
                 self._give_up(at)
                 return None
+
+    def _repeats(self, at: int, first: int, second: int, instruction: BlockMove) -> int:
+        """How many moves of data there are by entries that follow each other, as scattered memory has them."""
+        if instruction.addressing is not Addressing.TABLE or instruction.phase > Phase.DATA_IN:
+            return 1
+        number, last = 1, second + 8 * (_MOST_MOVES - 1)
+        if (second ^ last) >> 23:
+            return 1  # offsets that change their sign
+        while number < _MOST_MOVES and self._fetch(at + 8 * number) == (first, second + 8 * number):
+            number += 1
+        return number
+
+    def _moves(self, at: int, first: int, second: int, number: int) -> int:
+        self._names["several"] = self._processor.mover.several
+        self._add(
+            f"done = several({first}, {second}, {number})",
+            f"if done < {number}:",
+            f"    values[{self._dsp}] = {at} + 8 * done",
+            "    return False",
+        )
+        self._gain += number
+        self._length += number - 1
+        self._shown = None
+        return at + 8 * number
 
     def _transfer_control(self, at: int, first: int, second: int, instruction: TransferControl) -> int | None:
         following = at + 8

@@ -188,15 +188,22 @@ class Task:
 
     # The adapter's side.
 
+    @property
+    def in_hand(self) -> int:
+        """Bytes that can be moved now with nothing else happening: no change of phase, and no look at storage."""
+        if self.phase is TaskPhase.DATA_IN:
+            return len(self._piece) - self._position - 1
+        return self._wanted - len(self._piece) - 1 if self.phase is TaskPhase.DATA_OUT else 0
+
     def read(self, length: int) -> memoryview:
         """Takes the next bytes of the data phase: ``length``, or fewer where a piece ends before.
 
         Nothing at all comes when the phase is not DATA_IN, or ceased to be because reading on failed. The bytes stay as
         they are for as long as the view is kept. The phase may have changed when this returns.
         """
-        if self.phase is not TaskPhase.DATA_IN or length <= 0:
+        piece = self.peek(length)
+        if not piece:
             return _NOTHING
-        piece = memoryview(self._piece)[self._position : self._position + length]
         self._position += len(piece)
         self.remaining -= len(piece)
         if self._position >= len(self._piece):
@@ -204,6 +211,12 @@ class Task:
             self._piece, self._position = _NOTHING, 0
             self._advance(None)
         return piece
+
+    def peek(self, length: int) -> memoryview:
+        """The bytes ``read`` would return, which stay where they are."""
+        if self.phase is not TaskPhase.DATA_IN or length <= 0:
+            return _NOTHING
+        return memoryview(self._piece)[self._position : self._position + length]
 
     def write(self, data: Buffer) -> None:
         """Gives the next bytes of the data phase; bytes beyond ``remaining``, or in another phase, are dropped."""
