@@ -17,6 +17,7 @@ def test_the_examples_run() -> None:
 
 def test_the_options() -> None:
     text = PAGE.read_text()
-    assert {option.name.rstrip("0123456") for option in device_options(Lsi53c895a)} == {"disk", "cdrom"}
+    assert {option.name.rstrip("0123456") for option in device_options(Lsi53c895a)} == {"disk", "cdrom", "serial"}
+    assert "| `serial` |" in text
     assert "| `disk0` to `disk6` |" in text
     assert "| `cdrom0` to `cdrom6` |" in text

@@ -12,6 +12,7 @@ from tests.devices.lsi53c8xx.conftest import BoardMaker
 from tests.devices.scsi.storage import Jobs
 from vfio_user.devices.lsi53c8xx.controller import Lsi53c8xx, Lsi53c810, Lsi53c895a
 from vfio_user.devices.options import device_options, make_device
+from vfio_user.devices.scsi.block_unit import BlockUnit
 from vfio_user.drivers.lsi53c8xx.assembler import Script, if_data, if_phase
 from vfio_user.errors import DefinitionError
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
@@ -357,7 +358,22 @@ def test_images_become_disks_and_drives(tmp_path: Path) -> None:
 
 def test_there_is_an_option_for_each_id() -> None:
     names = [option.name for option in device_options(Lsi53c895a)]
-    assert names == [f"disk{n}" for n in range(7)] + [f"cdrom{n}" for n in range(7)]
+    assert names == [f"disk{n}" for n in range(7)] + [f"cdrom{n}" for n in range(7)] + ["serial"]
+
+
+def test_no_two_units_have_the_same_name() -> None:
+    images = {"disk0": "memory:1M", "disk1": "memory:1M", "cdrom4": "memory:1M"}
+    pages = set()
+    for serial in ("A", "B"):
+        device = make_device(Lsi53c895a, {**images, "serial": serial})
+        for number, target in device.bus.targets.items():
+            unit = target.luns[0]
+            assert isinstance(unit, BlockUnit)
+            assert unit.serial == f"{serial}-{number}"
+            pages.add(unit.vpd_pages()[0x83])
+        device.close()
+        device.loop.close()
+    assert len(pages) == 6
 
 
 def test_an_id_is_taken_once() -> None:

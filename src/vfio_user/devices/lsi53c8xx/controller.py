@@ -55,6 +55,8 @@ class Lsi53c8xx(PciDevice):
         cdrom4: see ``cdrom0``.
         cdrom5: see ``cdrom0``.
         cdrom6: see ``cdrom0``.
+        serial: what the serial numbers of those disks and drives begin with; the SCSI id follows. The same at both ends
+            of a migration, and different for each controller of a guest.
 
     Attributes:
         bus: the targets.
@@ -93,10 +95,12 @@ class Lsi53c8xx(PciDevice):
         cdrom4: str | None = None,
         cdrom5: str | None = None,
         cdrom6: str | None = None,
+        serial: str = "vfio-user-1",
     ) -> None:
         super().__init__()
         self._workers: Workers | None = None
         self._images: list[Any] = []
+        self._serial = serial
         disks = (disk0, disk1, disk2, disk3, disk4, disk5, disk6)
         cdroms = (cdrom0, cdrom1, cdrom2, cdrom3, cdrom4, cdrom5, cdrom6)
         self.bus = ScsiBus(self._make_targets(targets or {}, disks, cdroms))
@@ -155,12 +159,12 @@ class Lsi53c8xx(PciDevice):
                 continue
             if number in targets or (disk is not None and cdrom is not None):
                 raise ValueError(f"SCSI id {number} is taken twice: give disk{number} or cdrom{number} another number")
-            targets[number] = self._make_target(disk or cdrom or "", is_disk=disk is not None)
+            targets[number] = self._make_target(number, disk or cdrom or "", is_disk=disk is not None)
         if _HOST_ID in targets:
             raise ValueError(f"SCSI id {_HOST_ID} is the controller's own: targets are 0 to 6, and 8 to 15")
         return targets
 
-    def _make_target(self, image: str, *, is_disk: bool) -> Target:
+    def _make_target(self, number: int, image: str, *, is_disk: bool) -> Target:
         from vfio_user.backends import open_backend
         from vfio_user.devices.scsi import CdRom, Disk
 
@@ -169,7 +173,10 @@ class Lsi53c8xx(PciDevice):
         workers = None
         if backend.blocking:
             workers = self._shared_workers()
-        return Target({0: Disk(backend, workers=workers) if is_disk else CdRom(backend, workers=workers)})
+        # Who compares names to find several ways to one disk must not find the same disk twice here.
+        serial = f"{self._serial}-{number}"
+        unit = Disk if is_disk else CdRom
+        return Target({0: unit(backend, workers=workers, serial=serial)})
 
     def _shared_workers(self) -> Workers:
         if self._workers is None:
