@@ -135,3 +135,22 @@ def test_mirror_with_an_old_qemu(debian: Debian, tmp_path: Path) -> None:
 )
 def test_firmware(path: str, wanted: bool) -> None:
     assert bool(qemu_kit._FIRMWARE.match(path)) is wanted
+
+
+def test_what_it_is_is_asked_once(debian: Debian, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def inspect(path: Path) -> Qemu:
+        asked.append(path)
+        return inspect_qemu(path)
+
+    monkeypatch.setattr(qemu_kit, "inspect_qemu", inspect)
+    first = _ensure(tmp_path)
+    # Once as it was made, once where it is now.
+    assert len(asked) == 2
+    assert _ensure(tmp_path) == first
+    assert len(asked) == 2
+    (first.path.parent / "inspected.json").write_text("rubbish")
+    assert _ensure(tmp_path) == first
+    assert len(asked) == 3
+    assert not list(first.path.parent.glob("inspected.*[0-9]"))

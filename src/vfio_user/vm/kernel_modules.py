@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +93,30 @@ class KernelModules:
         Raises:
             VmUnavailableError: the kernel has no module of such a name.
         """
-        return _in_load_order(names, self._modules, self._builtin)
+        return _in_load_order(names, self._modules, self._builtin, self._exact_aliases)
+
+    @cached_property
+    def _exact_aliases(self) -> dict[str, str]:
+        return _exact_aliases(self._modules)
 
 
 def _from_index(entry: dict[str, Any]) -> KernelModule:
     return KernelModule(entry["name"], tuple(entry["needs"]), tuple(entry["wants"]), tuple(entry["aliases"]))
 
 
-def _in_load_order(
-    names: Iterable[str], modules: dict[str, KernelModule], builtin: frozenset[str]
-) -> list[KernelModule]:
-    ordered: dict[str, KernelModule] = {}
-    exact_aliases: dict[str, str] = {}
+def _exact_aliases(modules: dict[str, KernelModule]) -> dict[str, str]:
+    """Which module has an alias, of those that are no patterns."""
+    found: dict[str, str] = {}
     for module in modules.values():
         for alias in module.aliases:
-            exact_aliases.setdefault(module_name(alias), module.name)
+            found.setdefault(module_name(alias), module.name)
+    return found
+
+
+def _in_load_order(
+    names: Iterable[str], modules: dict[str, KernelModule], builtin: frozenset[str], exact_aliases: dict[str, str]
+) -> list[KernelModule]:
+    ordered: dict[str, KernelModule] = {}
 
     def visit(name: str, asked_by: str) -> None:
         name = module_name(name)

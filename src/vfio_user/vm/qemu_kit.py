@@ -6,6 +6,9 @@ this machine's is used but the kernel.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +19,7 @@ from vfio_user.vm.architecture import Architecture, host_architecture
 from vfio_user.vm.cache import Cache
 from vfio_user.vm.debian import DebianArchive, PackagesMissingError, unpack_deb
 from vfio_user.vm.progress import Progress, format_bytes
-from vfio_user.vm.qemu_version import MINIMUM_VERSION, Qemu, inspect_qemu
+from vfio_user.vm.qemu_version import MINIMUM_VERSION, Qemu, QemuVersion, inspect_qemu
 
 __all__ = ["ensure_qemu"]
 
@@ -78,7 +81,22 @@ def ensure_qemu(architecture: Architecture, cache: Cache, progress: Progress) ->
             step.detail = _build(name, architecture, host, folder)
 
     folder = cache.ensure(name, recipe, build, progress)
-    return inspect_qemu(folder / name)
+    return _inspect_once(folder / name)
+
+
+def _inspect_once(path: Path) -> Qemu:
+    """What ``inspect_qemu`` says, of a QEMU nobody changes: starting it twice is half of what comes before a boot."""
+    kept = path.with_name("inspected.json")
+    try:
+        version, has_vfio_user = json.loads(kept.read_text())
+        return Qemu(path, QemuVersion.parse(f"version {version}"), bool(has_vfio_user))
+    except (OSError, ValueError, TypeError):
+        qemu = inspect_qemu(path)
+    new = kept.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):  # the cache may be somebody else's, to be read only
+        new.write_text(json.dumps([str(qemu.version), qemu.has_vfio_user]))
+        new.replace(kept)
+    return qemu
 
 
 def _build(name: str, architecture: Architecture, host: Architecture, folder: Path) -> str:
