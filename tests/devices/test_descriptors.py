@@ -43,7 +43,7 @@ class Disk(PciDevice):
     """
 
     vendor_id, device_id, class_code = 0x1234, 0x0001, 0x010802
-    linux_modules = ("nvme", "nvme_core")
+    linux_modules = ("nvme io_queue_depth=4", "nvme_core")
     migratable = True
 
 

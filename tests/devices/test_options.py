@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vfio_user.devices.nvme.controller import Nvme
 from vfio_user.devices.options import DeviceOption, convert, device_options, make_device
 from vfio_user.errors import DefinitionError, DeviceOptionError, InvalidAccess
 from vfio_user.server.device import Device
@@ -162,6 +163,12 @@ def test_a_constructor_that_raises_is_shown_at_its_own_frames() -> None:
     assert note.count("File ") == 1
     assert "test_options.py" in note
     assert 'raise ValueError(f"size {size} is odd")' in note
+
+
+def test_a_file_that_cannot_be_opened_is_told_of_in_the_systems_words(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        make_device(Nvme, {"image": str(tmp_path / "nothing")})
+    assert str(caught.value) == f"Nvme could not be made: {tmp_path / 'nothing'}: No such file or directory"
 
 
 def test_our_own_errors_keep_their_words() -> None:

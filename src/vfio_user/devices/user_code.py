@@ -27,6 +27,9 @@ def describe_failure(exc: BaseException, what: str, kind: type[_ErrorT]) -> _Err
     """
     if isinstance(exc, VfioUserError):
         error = kind(f"{what}: {exc}")
+    elif isinstance(exc, OSError) and exc.strerror and exc.filename is not None:
+        # A file that is not there, most often: whoever named it needs no name of an exception.
+        error = kind(f"{what}: {exc.filename}: {exc.strerror}")
     else:
         error = kind(f"{what}: {traceback.format_exception_only(exc)[-1].strip()}")
     note = user_traceback(exc)
