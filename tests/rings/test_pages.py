@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tests.support.guest_ram import GuestRam, guest_ram
 from vfio_user.memory import DirtyLog, Dma
 from vfio_user.protocol.constants import DmaMapFlags
+from vfio_user.rings import pages as module
 from vfio_user.rings.pages import GuestPages, as_pages
 
 PAGE = 4096
@@ -134,6 +135,18 @@ def test_bounds_that_are_far_off(guest: tuple[Dma, list[GuestRam], GuestPages], 
     assert pages.locate(addresses(16), write=False).found is None
     for numbers, expected in (((17, 18), True), ((18, 40), False), ((17, 60), False)):
         assert (pages.locate(addresses(*numbers), write=False, bounds=bounds).found is None) == expected
+
+
+def test_more_pages_than_are_called_in_first() -> None:
+    count = 2 * module._MANY
+    with guest_ram((0, count * PAGE)) as (dma, [ram]):
+        pages = GuestPages(dma, PAGE)
+        source = np.frombuffer(os.urandom(3 * count * PAGE), f"V{PAGE}")
+        numbers, rows = np.random.default_rng(1).permutation(count), np.arange(0, 3 * count, 3)
+        pages.locate(addresses(*numbers), write=True).store(source, rows)
+        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
+            assert page([ram], number) == source[row].tobytes()
+        pages.close()
 
 
 def test_addresses_of_the_upper_half_are_not_found(guest: tuple[Dma, list[GuestRam], GuestPages]) -> None:
