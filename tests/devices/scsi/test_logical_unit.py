@@ -119,6 +119,16 @@ def test_a_task_that_waits_can_be_aborted(unit: Unit, initiator: Initiator, jobs
     assert (waiting.started, unit.tasks) == (False, ())
 
 
+def test_any_number_of_tasks_may_wait_for_one_and_each_end_at_once(
+    unit: Unit, initiator: Initiator, jobs: Jobs
+) -> None:
+    initiator.start(WORK, tag=0)
+    waiting = [initiator.start(TEST_UNIT_READY, tag=tag, attribute=ORDERED) for tag in range(1, 1000)]
+    jobs.step()
+    assert {task.status for task in waiting} == {GOOD}
+    assert unit.tasks == ()
+
+
 def test_two_tasks_of_one_tag_both_end(unit: Unit, initiator: Initiator) -> None:
     first = initiator.start(WORK, tag=1)
     initiator.start(WORK, tag=2)

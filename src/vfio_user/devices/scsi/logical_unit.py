@@ -127,6 +127,7 @@ class LogicalUnit:
         self.siblings: Callable[[], list[int]] = lambda: [0]
         self._tasks: list[Task] = []  # in the order they came
         self._notices: dict[int, Callable[[Task], None]] = {}  # of those that wait for others, by identity
+        self._is_beginning = False  # those that waited are being begun
         self._senses: dict[int, Sense] = {}  # for REQUEST SENSE, by initiator
         self._attentions: dict[int, list[AdditionalSense]] = {}  # by initiator
         self._first_attention = AdditionalSense.POWER_ON  # of an initiator not seen before
@@ -227,9 +228,18 @@ class LogicalUnit:
 
     def _begin_waiting(self) -> None:
         """Begins what has waited and need not any longer."""
-        for task in tuple(self._tasks) if self._notices else ():
-            if id(task) in self._notices and self._may_run(task):
+        if self._is_beginning:
+            return  # a task ended at once, which is why we are here: whoever began it looks again
+        self._is_beginning = True
+        try:
+            while self._notices:
+                # If the first one that waits has to go on waiting, so have those behind it.
+                task = next(each for each in self._tasks if id(each) in self._notices)
+                if not self._may_run(task):
+                    break
                 self._begin(task, self._notices.pop(id(task)))
+        finally:
+            self._is_beginning = False
 
     def _runner(self) -> Runner:
         """What does the work of a task."""
