@@ -706,3 +706,26 @@ def test_seek() -> None:
     _, initiator = make()
     initiator.good(cdb("BxI4x", Op.SEEK_10, BLOCKS - 1))
     initiator.illegal(cdb("BxI4x", Op.SEEK_10, BLOCKS), 2, None, AdditionalSense.LBA_OUT_OF_RANGE)
+
+
+def test_a_write_that_was_aborted_does_not_undo_a_later_one() -> None:
+    jobs, storage = Jobs(), SlowStorage(1 << 16)
+    initiator = Initiator(Disk(storage, workers=jobs), wait=jobs.step).ready()
+    initiator.start("2a00 00000001 00 0001 00", tag=1).write(b"A" * 512)
+    late = jobs.waiting.popleft()
+    for task in initiator.unit.tasks:
+        initiator.unit.abort(task)
+    again = initiator.start("2a00 00000001 00 0001 00", tag=2)
+    jobs.waiting.append(late)
+    assert initiator.finish(again, b"B" * 512).status is GOOD
+    assert not jobs.waiting
+    assert bytes(storage.bytes[512:1024]) == b"B" * 512
+
+
+def test_a_read_that_was_aborted_keeps_nothing_waiting() -> None:
+    jobs = Jobs()
+    initiator = Initiator(Disk(SlowStorage(1 << 16), workers=jobs), wait=jobs.step).ready()
+    task = initiator.start("2800 00000001 00 0001 00", tag=1)
+    jobs.waiting.clear()
+    initiator.unit.abort(task)
+    initiator.good("2800 00000001 00 0001 00")

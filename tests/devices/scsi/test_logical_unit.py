@@ -105,7 +105,9 @@ def test_an_abort_lets_the_next_one_run(unit: Unit, initiator: Initiator, jobs: 
     started = [second.started]
     unit.abort(first)
     unit.abort(first)
-    assert [*started, second.started] == [False, True]
+    started.append(second.started)
+    jobs.step()
+    assert [*started, second.started] == [False, False, True]
     unit.abort(second)
     jobs.step()
     assert (first.status, second.status, unit.tasks) == (None, None, ())
@@ -127,6 +129,31 @@ def test_any_number_of_tasks_may_wait_for_one_and_each_end_at_once(
     jobs.step()
     assert {task.status for task in waiting} == {GOOD}
     assert unit.tasks == ()
+
+
+@pytest.mark.parametrize("attribute", [SIMPLE, ORDERED, HEAD])
+@pytest.mark.parametrize("how", ["abort", "abort_all", "reset"])
+def test_nothing_overtakes_the_work_of_a_task_that_was_aborted(
+    unit: Unit, initiator: Initiator, jobs: Jobs, how: str, attribute: TaskAttribute
+) -> None:
+    gone = initiator.start(WORK, tag=1)
+    late = jobs.waiting.popleft()
+    unit.abort(gone) if how == "abort" else getattr(unit, how)()
+    after = initiator.start(WORK, tag=1, attribute=attribute)
+    assert not jobs.waiting
+    initiator.good("120000002400")  # nothing the other could undo
+    jobs.waiting.append(late)
+    jobs.step()
+    assert gone.status is None
+    initiator.finish(after)
+    assert after.status is (Status.CHECK_CONDITION if how == "reset" else GOOD)
+
+
+def test_what_tells_about_a_unit_waits_for_nothing(unit: Unit, initiator: Initiator) -> None:
+    initiator.start(WORK, tag=1, attribute=ORDERED)
+    initiator.start(WORK, tag=2, attribute=ORDERED)
+    for harmless in ("120000002400", "030000001200", "a00000000000000000ff0000"):
+        initiator.good(harmless)
 
 
 def test_two_tasks_of_one_tag_both_end(unit: Unit, initiator: Initiator) -> None:

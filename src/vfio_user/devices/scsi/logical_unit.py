@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from vfio_user.devices.scsi.task import CommandFailed, DataIn, Runner, Steps, Task, TaskPhase, WorkQueue, run_at_once
+from vfio_user.devices.scsi.task import CommandFailed, DataIn, Steps, Task, TaskPhase, WorkQueue, run_at_once
 from vfio_user.hardware.scsi.cdb import Command, cdb_length
 from vfio_user.hardware.scsi.codes import (
     AdditionalSense,
@@ -43,7 +44,7 @@ _H = TypeVar("_H", bound=Handler)
 #: Tasks a unit takes before it answers TASK SET FULL: what Linux, at its most, sends to one.
 _TASK_LIMIT = 4096
 
-#: Commands a unit attention does not stop: SAM-5 5.14, MMC-6 4.1.6. REQUEST SENSE reports it by itself.
+#: Commands nothing stops: no unit attention (SAM-5 5.14, MMC-6 4.1.6; REQUEST SENSE reports it by itself), no task.
 _UNHINDERED = {
     OperationCode.INQUIRY,
     OperationCode.REPORT_LUNS,
@@ -51,6 +52,8 @@ _UNHINDERED = {
     OperationCode.GET_CONFIGURATION,
     OperationCode.GET_EVENT_STATUS_NOTIFICATION,
 }
+
+_TEST_UNIT_READY = bytes([OperationCode.TEST_UNIT_READY])
 
 #: Unit attentions that say everything a list of others could.
 _RESETS = {
@@ -128,6 +131,7 @@ class LogicalUnit:
         self._tasks: list[Task] = []  # in the order they came
         self._notices: dict[int, Callable[[Task], None]] = {}  # of those that wait for others, by identity
         self._is_beginning = False  # those that waited are being begun
+        self._abandoned: set[Task] = set()  # ended before the work on them has, which may yet change the medium
         self._senses: dict[int, Sense] = {}  # for REQUEST SENSE, by initiator
         self._attentions: dict[int, list[AdditionalSense]] = {}  # by initiator
         self._first_attention = AdditionalSense.POWER_ON  # of an initiator not seen before
@@ -167,17 +171,23 @@ class LogicalUnit:
     def abort(self, task: Task) -> None:
         """Forgets a task; one that is not here is no matter."""
         if any(each is task for each in self._tasks):
-            task.drop()
+            self._drop(task)
             self._remove(task)
             self._begin_waiting()
 
     def abort_all(self, initiator: int | None = None) -> None:
         """Forgets all tasks, or those of one initiator."""
         for task in [each for each in self._tasks if initiator in (None, each.initiator)]:
-            task.drop()
+            self._drop(task)
             self._tasks.remove(task)
             self._notices.pop(id(task), None)
         self._begin_waiting()
+
+    def _drop(self, task: Task) -> None:
+        # What has begun and is busy is being worked on.
+        if task.started and task.phase is TaskPhase.BUSY and self.writes(Command(task.cdb)):
+            self._abandoned.add(task)
+        task.drop()
 
     def clear(self, initiator: int) -> None:
         """CLEAR TASK SET: forgets all tasks, and tells those initiators that had some and did not ask for it."""
@@ -203,6 +213,14 @@ class LogicalUnit:
 
     def _may_run(self, task: Task) -> bool:
         """By its attribute and those before it, it need not wait. Spec: SAM-5 8.6."""
+        if task.cdb[:1] and task.cdb[0] in _UNHINDERED:
+            # As at the head of the queue. An initiator may keep the bus to itself for REQUEST SENSE, and what that
+            # would wait for could need the bus.
+            return True
+        if self._abandoned and task.cdb[:1] != _TEST_UNIT_READY:
+            # A write that was aborted, late, must not undo one that came after it. Whoever aborted it asks whether the
+            # unit is ready, and is not to resort to more.
+            return False
         if task.attribute is TaskAttribute.HEAD_OF_QUEUE:
             return True
         for older in self._tasks:
@@ -220,7 +238,8 @@ class LogicalUnit:
                 self._begin_waiting()
 
         steps = self._carry_out(task, checked=task.started)
-        task.begin(steps, run=self._runner(), notify=notify_in_order, finished=self._remove, fail=self._failure)
+        run = run_at_once if self.workers is None else partial(self._work, self.workers, task)
+        task.begin(steps, run=run, notify=notify_in_order, finished=self._remove, fail=self._failure)
 
     def _remove(self, task: Task) -> None:
         self._notices.pop(id(task), None)
@@ -241,9 +260,17 @@ class LogicalUnit:
         finally:
             self._is_beginning = False
 
-    def _runner(self) -> Runner:
-        """What does the work of a task."""
-        return run_at_once if self.workers is None else self.workers.submit
+    def _work(self, workers: WorkQueue, task: Task, call: Callable[[], object], done: Callable[[object], None]) -> None:
+        """Has work of a task done by the workers."""
+
+        def ended(result: object) -> None:
+            if task in self._abandoned:
+                self._abandoned.remove(task)
+                self._begin_waiting()
+            else:
+                done(result)
+
+        workers.submit(call, ended)
 
     # One command.
 
@@ -289,6 +316,10 @@ class LogicalUnit:
         self._senses.pop(task.initiator, None)
         if attentions:
             raise failed(SenseKey.UNIT_ATTENTION, attentions.pop(0))
+
+    def writes(self, cdb: Command) -> bool:
+        """Whether a command changes the medium. Override: what is not known to leave it alone counts as one."""
+        return True
 
     def sense_of_error(self, exc: Exception, task: Task) -> Sense:
         """What an exception of a command means. Override for what a kind of device knows better."""
