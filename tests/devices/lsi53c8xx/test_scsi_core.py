@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
 READ = bytes.fromhex("2800 00000001 00 0001 00")
 WRITE = bytes.fromhex("2a00 00000001 00 0001 00")
+REQUEST_SENSE = bytes.fromhex("030000001200")
 SIMPLE = b"\x20"
 
 
@@ -293,6 +295,40 @@ def test_a_write_disconnects_when_all_data_is_there(slow: Initiator, jobs: Jobs)
     slow.core.reselect()
     assert slow.message() == b"\x80\x20\x07"
     assert slow.end() == 0
+
+
+def test_sense_data_is_of_the_command_whose_status_came_last(slow: Initiator, jobs: Jobs) -> None:
+    core = slow.core
+    storage = slow.target.luns[0].backend  # type: ignore[attr-defined]
+    storage.failure = OSError(errno.EIO, "worn out")
+    for tag, attribute in enumerate((0x20, 0x20, 0x22)):
+        slow.command(READ[:5] + bytes([tag]) + READ[6:], bytes([0xC0, attribute, tag]))
+        slow.message()
+    jobs.step()
+    core.reselect()
+    assert slow.message() == b"\x80\x20\x00"
+    assert slow.end() == 2
+    jobs.step()  # the next one fails, and the one behind it begins
+    storage.failure = None
+    seen = []
+    for _ in range(2):
+        assert slow.command(REQUEST_SENSE, b"\x80") is Phase.DATA_IN
+        sense = slow.data()
+        seen.append((sense[2], sense[6]))
+        slow.end()
+        core.reselect()
+        slow.message()
+        slow.data()
+        slow.end()
+        while jobs.waiting:
+            jobs.step()
+    assert seen == [(3, 0), (3, 1)]
+
+
+def test_request_sense_needs_no_task_that_needs_the_bus(slow: Initiator, jobs: Jobs) -> None:
+    slow.command(READ, b"\xc0\x22\x01")
+    slow.message()
+    assert slow.command(REQUEST_SENSE, b"\x80") is Phase.DATA_IN
 
 
 # Aborts and resets.

@@ -74,6 +74,7 @@ class Initiator:
             else:
                 assert self.wait is not None, f"{task} waits for something"
                 self.wait()
+        self.unit.status_taken(task)
         return Result(task.status, bytes(taken), task.sense, task.residual)
 
     def ready(self) -> Initiator:

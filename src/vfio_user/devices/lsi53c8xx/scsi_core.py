@@ -131,6 +131,7 @@ class ScsiCore:
         assert nexus.task is not None
         nexus.has_status = True
         status = nexus.task.status
+        self.bus.targets[nexus.target].status_taken(nexus.task)
         self._message_in.append(Message.COMMAND_COMPLETE)
         nexus.ending = Ending.COMPLETE
         self._advance()

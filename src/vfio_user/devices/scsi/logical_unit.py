@@ -145,6 +145,8 @@ class LogicalUnit:
 
     def start(self, task: Task, notify: Callable[[Task], None]) -> None:
         """Takes a task on; see ``Target.start``."""
+        if task.cdb[:1] and task.cdb[0] not in _UNHINDERED:
+            self._senses.pop(task.initiator, None)
         rival = self._rival(task)
         if len(self._tasks) >= _TASK_LIMIT or rival is not None:
             refuse = _refuse_full() if rival is None else _refuse_overlapped()
@@ -309,12 +311,8 @@ class LogicalUnit:
         Raises:
             CommandFailed: a unit attention has to be reported first.
         """
-        code = cdb.operation_code
         attentions = self._attentions_of(task.initiator)
-        if code in _UNHINDERED:
-            return
-        self._senses.pop(task.initiator, None)
-        if attentions:
+        if attentions and cdb.operation_code not in _UNHINDERED:
             raise failed(SenseKey.UNIT_ATTENTION, attentions.pop(0))
 
     def writes(self, cdb: Command) -> bool:
@@ -338,8 +336,6 @@ class LogicalUnit:
             exc = CommandFailed(Status.CHECK_CONDITION, self.sense_of_error(exc, task))
         if exc.sense is None:
             return exc.status, b""
-        if not self.autosense:
-            self._senses[task.initiator] = exc.sense
         return exc.status, exc.sense.pack(descriptor=self.uses_descriptor_sense())
 
     # Unit attentions, and sense data that waits.
@@ -359,6 +355,11 @@ class LogicalUnit:
 
     def _attentions_of(self, initiator: int) -> list[AdditionalSense]:
         return self._attentions.setdefault(initiator, [self._first_attention])
+
+    def status_taken(self, task: Task) -> None:
+        """See ``Target.status_taken``."""
+        if task.sense and not self.autosense:
+            self._senses[task.initiator] = Sense.unpack(task.sense)
 
     def take_sense(self, initiator: int) -> Sense:
         """What REQUEST SENSE reports, and forgets. Spec: SPC-4 6.39."""

@@ -57,6 +57,13 @@ class Target:
         """Takes on a task that ``Task.load`` made. Nothing is notified of the phase it is in already."""
         self.unit(task.lun).resume(task, notify)
 
+    def status_taken(self, task: Task) -> None:
+        """The initiator has the status of a task; without autosense, REQUEST SENSE says what was wrong from now on.
+
+        Not before: tasks that end in between, or begin, have nothing to do with what the initiator will ask about.
+        """
+        self.unit(task.lun).status_taken(task)
+
     def abort(self, task: Task) -> None:
         """ABORT TASK: forgets it. It will not be notified again; what it wrote so far may have been written."""
         self.unit(task.lun).abort(task)
