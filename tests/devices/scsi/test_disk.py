@@ -164,6 +164,7 @@ def test_without_the_write_cache_every_write_lasts() -> None:
     page = bytearray(initiator.good("1a0808001800")[4:])
     page[2] &= ~4
     initiator.good("151000001800", bytes(4) + page)
+    storage.flushes = 0
     initiator.good(write_10(0, 1), bytes(512))
     assert storage.flushes == 1
     initiator.good(cdb("BxIxHx", Op.WRITE_SAME_10, 0, 1), bytes(512))
@@ -729,3 +730,17 @@ def test_a_read_that_was_aborted_keeps_nothing_waiting() -> None:
     jobs.waiting.clear()
     initiator.unit.abort(task)
     initiator.good("2800 00000001 00 0001 00")
+
+
+def test_turning_the_write_cache_off_makes_durable_what_is_in_it() -> None:
+    storage = Storage(1 << 16)
+    initiator = Initiator(Disk(storage)).ready()
+    initiator.good(write_10(1, 1), b"x" * 512)
+    pages = bytearray(initiator.good("1a08 08 00 ff 00"))
+    pages[0] = pages[2] = 0
+    flushes = [storage.flushes]
+    for wce in (0x00, 0x00, 0x04):
+        pages[6] = wce
+        initiator.good(bytes([0x15, 0x10, 0, 0, len(pages), 0]), bytes(pages))
+        flushes.append(storage.flushes)
+    assert flushes == [0, 1, 1, 1]

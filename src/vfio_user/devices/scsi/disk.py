@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from vfio_user.backends import Backend
@@ -134,6 +134,12 @@ class Disk(BlockUnit):
         if self.is_read_only:
             return None
         return (yield from self.call(medium, medium.flush, blocks=medium.flush_blocks))
+
+    def modes_changed(self, pages: Collection[tuple[int, int]]) -> Steps:
+        """Who turns the write cache off need not flush any more, so what is in it becomes durable now."""
+        if CACHING.key in pages and not self.mode_value(CACHING, "wce") and self.backend is not None:
+            yield from self.flush(self.backend)
+        return None
 
     @command(Op.SYNCHRONIZE_CACHE_10, Op.SYNCHRONIZE_CACHE_16)
     def synchronize_cache(self, task: Task, cdb: Command) -> Steps:

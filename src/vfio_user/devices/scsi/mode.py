@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from vfio_user.devices.scsi.logical_unit import command, illegal, invalid_field, invalid_parameter
@@ -59,6 +59,11 @@ class ModeUnit(PrimaryUnit):
     def current_page(self, page: ModePage) -> bytes:
         """A page as it is now; override to show state in it."""
         return self._mode[page.key]
+
+    def modes_changed(self, pages: Collection[tuple[int, int]]) -> Steps:
+        """An initiator changed these pages; override to do what that takes, before the initiator has the status."""
+        yield from ()
+        return None
 
     def uses_descriptor_sense(self) -> bool:
         """D_SENSE of the control page."""
@@ -130,6 +135,7 @@ class ModeUnit(PrimaryUnit):
         if changed:
             self._mode.update(changed)
             self.attention(AdditionalSense.MODE_PARAMETERS_CHANGED, but=task.initiator)
+            yield from self.modes_changed(changed)
         return None
 
     def _read_pages(self, data: bytes, header: Layout) -> dict[tuple[int, int], bytes]:
