@@ -370,6 +370,17 @@ def test_messages_that_end_tasks(slow: Initiator, jobs: Jobs, identity: bytes, m
     assert seen == left
 
 
+def test_overlapped_commands_leave_nothing_behind(slow: Initiator, jobs: Jobs) -> None:
+    for _ in range(1000):  # each second one ends the one before, and itself
+        if slow.command(READ) is Phase.MESSAGE_IN:
+            slow.message()
+        else:
+            assert slow.end() == 2
+        jobs.waiting.clear()
+    assert len(slow.core._disconnected) <= 257
+    assert len(slow.target.luns[0].tasks) <= 1
+
+
 def test_a_bus_reset_ends_everything(slow: Initiator, jobs: Jobs) -> None:
     slow.command(READ, b"\xc0" + SIMPLE + b"\x01")
     slow.message()

@@ -42,6 +42,9 @@ _DATA_PHASES = {TaskPhase.DATA_IN: Phase.DATA_IN, TaskPhase.DATA_OUT: Phase.DATA
 #: Bytes a message out phase may have. Messages are a few bytes; who sends on and on is not kept.
 _MAX_MESSAGE = 1024
 
+#: How many disconnected targets are looked through for such as will never come back; twice as many as are left then.
+_FIRST_SWEEP = 256
+
 #: Bytes of the longest command.
 _MAX_CDB = 16
 
@@ -77,6 +80,7 @@ class ScsiCore:
         self._message_out = bytearray()
         self._disconnected: list[Nexus] = []
         self._ready: list[Nexus] = []
+        self._sweep_at = _FIRST_SWEEP
 
     # ---- Connecting ----
 
@@ -257,6 +261,8 @@ class ScsiCore:
         if nexus.ending is not Ending.NONE:
             if nexus.ending is Ending.DISCONNECT:
                 self._disconnected.append(nexus)
+                if len(self._disconnected) > self._sweep_at:
+                    self._sweep()
                 assert task is not None
                 if task.phase is not TaskPhase.BUSY:
                     self._ready.append(nexus)
@@ -311,6 +317,12 @@ class ScsiCore:
         for known in (self._disconnected, self._ready):
             if nexus in known:
                 known.remove(nexus)
+
+    def _sweep(self) -> None:
+        """Forgets those whose tasks a logical unit dropped by itself, for an overlapped command or a preemption."""
+        for nexus in [each for each in self._disconnected if each.task is not None and each.task.dropped]:
+            self._drop(nexus)
+        self._sweep_at = max(_FIRST_SWEEP, 2 * len(self._disconnected))
 
     def _start(self, nexus: Nexus) -> None:
         """The command is complete."""

@@ -122,6 +122,7 @@ class Task:
         residual: bytes of the data phase that were never moved.
         done: bytes of the data phase the logical unit has settled.
         started: the logical unit carries it out, rather than waiting for others to end.
+        dropped: it was forgotten, and will never end.
     """
 
     __slots__ = (
@@ -138,6 +139,7 @@ class Task:
         "attribute",
         "cdb",
         "done",
+        "dropped",
         "initiator",
         "lun",
         "phase",
@@ -170,6 +172,7 @@ class Task:
         self.residual = 0
         self.done = 0
         self.started = False
+        self.dropped = False
         self._length = 0  # of the whole data phase, once a step or ``expect`` has said it
         self._piece: bytearray | memoryview = _NOTHING  # what the present step moves: all of it, or what has come
         self._position = 0  # in a piece that goes to the initiator
@@ -288,6 +291,7 @@ class Task:
     def drop(self) -> None:
         """Forgets the command: no status, no notice. What is being worked on ends without anybody hearing of it."""
         self._steps_close()
+        self.dropped = True
         self._notify = self._finished = _ignore
         self.phase, self.remaining, self._piece = TaskPhase.BUSY, 0, _NOTHING
 
