@@ -181,8 +181,7 @@ class EventLoop:
         """Seconds until ``run_once`` has something to do that ``fileno`` does not tell; None for never."""
         if self._ready:
             return 0.0
-        while self._timers and not self._timers[0][2].is_pending:
-            heapq.heappop(self._timers)
+        self._drop_cancelled()
         if self._timers:
             return max(0.0, self._timers[0][0] - self.clock())
         return None
@@ -210,6 +209,7 @@ class EventLoop:
         # Calls made by these calls wait for the next turn, so that descriptors get theirs.
         for _ in range(len(self._ready)):
             self._call(self._ready.popleft())
+        self._drop_cancelled()
         self._update_simple()
 
     def serve_once(self, timeout: float, own: Mapping[int, int]) -> set[int]:
@@ -272,6 +272,10 @@ class EventLoop:
         # A device made and dropped without ever being served has nobody to close its loop.
         if hasattr(self, "_wake_fd"):
             self.close()
+
+    def _drop_cancelled(self) -> None:
+        while self._timers and not self._timers[0][2].is_pending:
+            heapq.heappop(self._timers)
 
     def _run_timers(self) -> None:
         now = self.clock()

@@ -27,7 +27,7 @@ from vfio_user.pci.registers import Hooks
 from vfio_user.server.pci_device import PciDevice
 
 if TYPE_CHECKING:
-    from vfio_user.backends.workers import Workers
+    from vfio_user.devices.lsi53c8xx.storage_threads import StorageThreads
 
 __all__ = ["Lsi53c8xx", "Lsi53c810", "Lsi53c895a"]
 
@@ -98,7 +98,7 @@ class Lsi53c8xx(PciDevice):
         serial: str = "vfio-user-1",
     ) -> None:
         super().__init__()
-        self._workers: Workers | None = None
+        self._workers: StorageThreads | None = None
         self._images: list[Any] = []
         self._serial = serial
         disks = (disk0, disk1, disk2, disk3, disk4, disk5, disk6)
@@ -178,12 +178,11 @@ class Lsi53c8xx(PciDevice):
         unit = Disk if is_disk else CdRom
         return Target({0: unit(backend, workers=workers, serial=serial)})
 
-    def _shared_workers(self) -> Workers:
+    def _shared_workers(self) -> StorageThreads:
         if self._workers is None:
-            from vfio_user.backends.workers import Workers
+            from vfio_user.devices.lsi53c8xx.storage_threads import StorageThreads
 
-            self._workers = Workers()
-            self.watch(self._workers.fileno(), self._workers.collect)
+            self._workers = StorageThreads(self)
         return self._workers
 
     # ---- What the parts tell each other ----
