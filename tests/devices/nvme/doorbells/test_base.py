@@ -9,9 +9,12 @@ from vfio_user.devices.nvme import DoorbellMode, Nvme
 from vfio_user.drivers.nvme import NvmeDriver
 from vfio_user.errors import InvalidAccess, StateError
 from vfio_user.hardware.nvme.entries import SubmissionEntry
-from vfio_user.hardware.nvme.opcodes import AdminOpcode
+from vfio_user.hardware.nvme.opcodes import AdminOpcode, NvmOpcode
 from vfio_user.hardware.nvme.registers import DOORBELLS_OFFSET
 from vfio_user.hardware.nvme.status import Status
+from vfio_user.protocol.constants import Command
+from vfio_user.protocol.header import Header
+from vfio_user.server.session import Observer
 from vfio_user.testing.in_process import DeviceUnderTest
 
 
@@ -76,3 +79,41 @@ def test_a_state_of_other_doorbells_is_refused() -> None:
             with pytest.raises(InvalidAccess, match=text):
                 other.device.load_state(state)
             other.driver.write(other.queue, 0, bytes(512))  # nothing has changed
+
+
+class Writes(Observer):
+    """Counts writes of registers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def command(self, header: Header, payload: bytes, fds: int) -> None:
+        self.count += header.command == Command.REGION_WRITE
+
+
+@pytest.mark.parametrize(
+    ("mode", "one_by_one", "together"),
+    [(DoorbellMode.TRAPPED, 40, 2), (DoorbellMode.SHADOW, 20, 1), (DoorbellMode.MAPPED, 0, 0)],
+)
+def test_how_many_messages_commands_take(mode: DoorbellMode, one_by_one: int, together: int) -> None:
+    device, writes = Nvme(image="memory:1M", doorbells=mode), Writes()
+    try:
+        with DeviceUnderTest(device, observer=writes) as under_test:
+            nvme = NvmeDriver(under_test.function)
+            if mode is DoorbellMode.SHADOW:
+                nvme.use_shadow_doorbells()
+            queue = nvme.create_queue_pair(64)
+            flush = SubmissionEntry(NvmOpcode.FLUSH, nsid=1)
+            queue.execute(flush)  # the event index of a head begins at 0, which the first one passes
+            before = writes.count
+            for _ in range(20):
+                queue.execute(flush)
+            assert writes.count - before == one_by_one
+            before = writes.count
+            cids = queue.submit(*[flush] * 20)
+            under_test.settle()
+            queue.wait(cids)
+            assert writes.count - before == together
+    finally:
+        device.close()
+        device.loop.close()
