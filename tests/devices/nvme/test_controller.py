@@ -11,7 +11,7 @@ from vfio_user.backends import open_backend
 from vfio_user.devices.nvme import Nvme
 from vfio_user.drivers.nvme import NvmeDriver
 from vfio_user.errors import InvalidAccess, StateError
-from vfio_user.hardware.nvme.entries import SubmissionEntry
+from vfio_user.hardware.nvme.entries import Fused, SubmissionEntry
 from vfio_user.hardware.nvme.features import AsyncEventConfiguration, Feature
 from vfio_user.hardware.nvme.identify import IdentifyNamespace, unpack_namespace_list
 from vfio_user.hardware.nvme.logs import AsyncEventType, LogPage, NoticeEvent
@@ -222,8 +222,9 @@ def test_deleting_a_queue_waits_for_what_has_begun() -> None:
         assert len(nvme.device.submission_queues[1].ring) == 1
         backend.let_go()
         assert admin.wait(deletion)[0].status == 0
-        statuses = [completion.status for completion in nvme.queue.wait(cids)]
-        assert statuses == [0] * 4 + [Status.ABORTED_SQ_DELETION] * 2
+        completions = nvme.queue.wait(cids)
+        assert [completion.status for completion in completions] == [0] * 4 + [Status.ABORTED_SQ_DELETION] * 2
+        assert not any(completion.do_not_retry for completion in completions)
         nvme.driver.admin_queue.execute(SubmissionEntry(AdminOpcode.DELETE_IO_COMPLETION_QUEUE, cdw10=1))
 
 
@@ -239,7 +240,33 @@ def test_abort() -> None:
         for cid, result in ((cids[0], 1), (cids[4], 0), (cids[4], 1)):
             assert admin.execute(SubmissionEntry(AdminOpcode.ABORT, cdw10=cid << 16 | 1)).dw0 == result
         backend.let_go()
-        assert [completion.status for completion in nvme.queue.wait(cids)] == [0] * 4 + [Status.COMMAND_ABORT_REQUESTED]
+        completions = nvme.queue.wait(cids)
+        assert [completion.status for completion in completions] == [0] * 4 + [Status.COMMAND_ABORT_REQUESTED]
+        assert not completions[4].do_not_retry
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        (SubmissionEntry(AdminOpcode.ABORT, cdw10=2 << 16 | 1), Status.COMMAND_ABORT_REQUESTED),
+        (SubmissionEntry(AdminOpcode.DELETE_IO_SUBMISSION_QUEUE, cdw10=1), Status.ABORTED_SQ_DELETION),
+    ],
+)
+def test_both_commands_of_a_fused_operation_that_never_begins_end(entry: SubmissionEntry, status: Status) -> None:
+    backend = PatientBackend()
+    with bench(real_time=True, backend=backend) as nvme:
+        target = nvme.buffer(size=BLOCK)
+        cids = nvme.queue.submit(
+            read(0, target),
+            SubmissionEntry(NvmOpcode.COMPARE, nsid=1, flags=Fused.FIRST, prp1=target),
+            SubmissionEntry(NvmOpcode.WRITE, nsid=1, flags=Fused.SECOND, prp1=target),
+        )
+        assert cids[2] == 2
+        nvme.under_test.settle()
+        nvme.driver.admin_queue.submit(entry)
+        nvme.under_test.settle()
+        backend.let_go()
+        assert [completion.status for completion in nvme.queue.wait(cids)] == [0, status, status]
 
 
 # Interrupts.

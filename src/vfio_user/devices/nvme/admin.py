@@ -13,7 +13,7 @@ from vfio_user.devices.nvme.queues import SubmissionQueue
 from vfio_user.hardware.nvme.entries import SUBMISSION_ENTRY_SIZE, SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
 from vfio_user.hardware.nvme.opcodes import AdminOpcode
-from vfio_user.hardware.nvme.status import DO_NOT_RETRY, Status
+from vfio_user.hardware.nvme.status import Status
 
 if TYPE_CHECKING:
     from vfio_user.devices.nvme.controller import Nvme
@@ -78,8 +78,7 @@ class AdminCommands:
             return _NOT_ABORTED
         if not (controller.events.abort(target) or controller.jobs.abort(target)):
             return _NOT_ABORTED
-        del queue.in_flight[cid]
-        queue.complete(cid, Status.COMMAND_ABORT_REQUESTED | DO_NOT_RETRY)
+        queue.abort(target, Status.COMMAND_ABORT_REQUESTED)
         controller.flush_soon(queue.completions)
         return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vfio_user.devices.nvme.command import Command, CommandFailed
 from vfio_user.devices.nvme.queues import CompletionQueue, SubmissionQueue
 from vfio_user.hardware.nvme.opcodes import AdminOpcode
-from vfio_user.hardware.nvme.status import DO_NOT_RETRY, Status
+from vfio_user.hardware.nvme.status import Status
 
 if TYPE_CHECKING:
     from vfio_user.devices.nvme.controller import Nvme
@@ -102,13 +102,12 @@ class IoQueues:
             raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER, location=40)
         # Commands that have not begun never will; those that have end first, and the deletion after them.
         if queue.fused is not None:
-            queue.complete(queue.fused.cid, Status.ABORTED_SQ_DELETION | DO_NOT_RETRY)
+            queue.complete(queue.fused.cid, Status.ABORTED_SQ_DELETION)
             queue.fused = None
         begun = []
         for other in list(queue.in_flight.values()):
             if self._controller.jobs.abort(other):
-                del queue.in_flight[other.entry.cid]
-                queue.complete(other.entry.cid, Status.ABORTED_SQ_DELETION | DO_NOT_RETRY)
+                queue.abort(other, Status.ABORTED_SQ_DELETION)
             else:
                 begun.append(other)
         self._controller.flush_soon(queue.completions)

@@ -14,6 +14,7 @@ from vfio_user.hardware.nvme.entries import (
     SUBMISSION_ENTRY_SIZE,
     SubmissionEntry,
 )
+from vfio_user.hardware.nvme.status import Status
 from vfio_user.memory import Dma
 from vfio_user.rings import CompletionRing, PhaseTag, SubmissionRing
 
@@ -120,6 +121,16 @@ class SubmissionQueue:
         """
         if self.alive:
             self.completions.ready += _pack(dw0, 0, self.ring.head, self.qid, cid, status << 1)
+
+    def abort(self, command: Command, status: Status) -> None:
+        """A command in flight never begins: it ends, and with it the first of a fused operation.
+
+        Do Not Retry is 0, as the same command would succeed: with a 1 Linux makes it an I/O error of the program's.
+        """
+        del self.in_flight[command.entry.cid]
+        for entry in (command.first, command.entry):
+            if entry is not None:
+                self.complete(entry.cid, status)
 
     def has_room(self) -> bool:
         """It may be fetched from: neither completions nor commands pile up."""
