@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
 from vfio_user.backends import FileBackend
+from vfio_user.backends.base import ReadableBuffer
 from vfio_user.hardware.nvme.data_pointers import SglDescriptor, SglType
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
@@ -245,6 +246,44 @@ def test_errors_of_the_backend(error: int, opcode: int, status: Status, may_retr
         assert Status(completion.status) == status
         assert completion.do_not_retry != may_retry
         assert completion.more
+
+
+class BrokenBackend(PatientBackend):
+    """Fails to read, or only to write."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__(patient=False)
+        self._reads = reads
+
+    def _read(self, offset: int, views: Sequence[memoryview], length: int) -> None:
+        if not self._reads:
+            raise OSError(errno.EIO, "broken")
+        super()._read(offset, views, length)
+
+    def _write(self, offset: int, views: Sequence[ReadableBuffer], length: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+
+@pytest.mark.parametrize(
+    ("reads", "statuses"),
+    [
+        (False, [Status.UNRECOVERED_READ_ERROR, Status.ABORTED_FAILED_FUSED]),
+        (True, [Status.ABORTED_FAILED_FUSED, Status.WRITE_FAULT]),
+    ],
+)
+@pytest.mark.parametrize("blocking", [False, True])
+def test_both_commands_of_a_fused_operation_end_where_the_backend_fails(
+    reads: bool, statuses: list[Status], blocking: bool
+) -> None:
+    backend = BrokenBackend(reads=reads)
+    backend.blocking = blocking
+    with bench(real_time=True, backend=backend) as nvme:
+        target = nvme.buffer(size=BLOCK)
+        cids = nvme.queue.submit(
+            command(NvmOpcode.COMPARE, flags=1, prp1=target), command(NvmOpcode.WRITE, flags=2, prp1=target)
+        )
+        assert [completion.status for completion in nvme.queue.wait(cids)] == statuses
+        assert not nvme.device.submission_queues[1].in_flight
 
 
 @pytest.mark.parametrize("cached", [True, False])

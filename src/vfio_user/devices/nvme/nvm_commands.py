@@ -235,22 +235,30 @@ class NvmCommands:
         backend = namespace.backend
         lasting = second.fua or not self._controller.features.write_cache
 
-        def work() -> bool:
+        # What goes wrong is returned, not raised: ``finish`` has to end the first command, too.
+        def work() -> tuple[SubmissionEntry, Exception] | None:
             buffer = bytearray(length)
             try:
                 backend.read(offset, [memoryview(buffer)])
-            except OSError as exc:
-                raise status_of(exc, write=False) from exc
-            if buffer != expected:
-                return False
-            backend.write(offset, [data])
-            if lasting:
-                backend.flush()
-            return True
+                if buffer != expected:
+                    raise CommandFailed(Status.COMPARE_FAILURE)
+            except Exception as exc:
+                return first, exc
+            try:
+                backend.write(offset, [data])
+                if lasting:
+                    backend.flush()
+            except Exception as exc:
+                return second, exc
+            return None
 
-        def finish(equal: object) -> int:
-            if not equal:
-                self._controller.fail(queue, first, CommandFailed(Status.COMPARE_FAILURE))
+        def finish(failed: tuple[SubmissionEntry, Exception] | None) -> int:
+            if failed is not None:
+                entry, exc = failed
+                if entry is second:
+                    self._controller.fail(queue, first, CommandFailed(Status.ABORTED_FAILED_FUSED))
+                    raise exc
+                self._controller.fail(queue, first, status_of(exc, write=False))
                 raise CommandFailed(Status.ABORTED_FAILED_FUSED)
             queue.complete(first.cid, 0)
             self._written(second, namespace)
