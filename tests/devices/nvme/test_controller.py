@@ -217,6 +217,8 @@ def test_deleting_a_queue_waits_for_what_has_begun() -> None:
         deletion = admin.submit(SubmissionEntry(AdminOpcode.DELETE_IO_SUBMISSION_QUEUE, cdw10=1))
         nvme.under_test.settle()
         assert admin.poll() == []
+        with fails_with(Status.INVALID_QUEUE_IDENTIFIER):  # it is being deleted
+            admin.execute(SubmissionEntry(AdminOpcode.DELETE_IO_SUBMISSION_QUEUE, cdw10=1))
         nvme.queue.submit(read(0, target))  # too late: nothing is fetched any more
         nvme.under_test.settle()
         assert len(nvme.device.submission_queues[1].ring) == 1

@@ -98,7 +98,7 @@ class IoQueues:
     def _delete_submission_queue(self, command: Command) -> int | None:
         queues, qid = self._controller.submission_queues, command.entry.cdw10 & 0xFFFF
         queue = queues.get(qid) if qid else None
-        if queue is None:
+        if queue is None or queue.closing is not None:
             raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER, location=40)
         # Commands that have not begun never will; those that have end first, and the deletion after them.
         if queue.fused is not None:
