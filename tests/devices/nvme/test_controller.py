@@ -9,7 +9,8 @@ import pytest
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
 from vfio_user.backends import open_backend
 from vfio_user.devices.nvme import Nvme
-from vfio_user.drivers.nvme import NvmeDriver
+from vfio_user.devices.nvme.events import REQUEST_LIMIT
+from vfio_user.drivers.nvme import NvmeDriver, QueuePair
 from vfio_user.errors import InvalidAccess, StateError
 from vfio_user.hardware.nvme.entries import Fused, SubmissionEntry
 from vfio_user.hardware.nvme.features import AsyncEventConfiguration, Feature
@@ -203,6 +204,24 @@ def test_more_completions_than_a_queue_holds() -> None:
         for count in (15, 13):
             assert len(queue.poll()) == count
             nvme.under_test.settle()
+
+
+def test_requests_for_events_do_not_fill_a_short_admin_queue() -> None:
+    with bench() as nvme:
+        driver = nvme.driver
+        driver.disable()
+        admin = driver.admin_queue = QueuePair(nvme.function, 0, 2, None)
+        registers = driver.registers
+        registers.aqa = 1 << 16 | 1
+        registers.asq, registers.acq = admin.submissions.iova, admin.completions.iova
+        registers.cc = 4 << 20 | 6 << 16 | 1
+        for _ in range(REQUEST_LIMIT):
+            admin.submit(SubmissionEntry(AdminOpcode.ASYNCHRONOUS_EVENT_REQUEST))
+            nvme.under_test.settle()
+            admin._sq_head = admin._tail  # it was fetched, though no completion says so
+        with fails_with(Status.ASYNCHRONOUS_EVENT_REQUEST_LIMIT_EXCEEDED):
+            admin.execute(SubmissionEntry(AdminOpcode.ASYNCHRONOUS_EVENT_REQUEST))
+        assert driver.identify_controller().aerl == REQUEST_LIMIT - 1
 
 
 def test_deleting_a_queue_waits_for_what_has_begun() -> None:

@@ -8,6 +8,7 @@ was deleted is not ``alive``, and what still comes for it is dropped.
 from __future__ import annotations
 
 from vfio_user.devices.nvme.command import Command
+from vfio_user.devices.nvme.events import REQUEST_LIMIT
 from vfio_user.hardware.nvme.entries import (
     COMPLETION_ENTRY,
     COMPLETION_ENTRY_SIZE,
@@ -105,6 +106,8 @@ class SubmissionQueue:
         self.completions = completions
         self.priority = priority
         self.in_flight: dict[int, Command] = {}
+        # Requests for asynchronous events stay for as long as nothing happens: they are not to fill a short queue.
+        self._most = length + (0 if qid else REQUEST_LIMIT)
         self.fused: SubmissionEntry | None = None
         self.closing: Command | None = None
         self.is_rung = False
@@ -134,7 +137,7 @@ class SubmissionQueue:
 
     def has_room(self) -> bool:
         """It may be fetched from: neither completions nor commands pile up."""
-        return self.closing is None and not self.completions.ready and len(self.in_flight) < self.ring.length
+        return self.closing is None and not self.completions.ready and len(self.in_flight) < self._most
 
     def delete(self) -> None:
         """It is gone."""
