@@ -198,6 +198,40 @@ def test_unaligned_neighbours_written_directly_at_once(image: Path) -> None:
     assert image.read_bytes()[:512] == b"".join(bytes([at]) * 64 for at in range(8))
 
 
+@pytest.mark.parametrize("change", ["zero", "discard", "write"])
+def test_a_change_is_not_undone_by_a_write_that_has_read_its_block(
+    image: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    with FileBackend(image, direct=True) as disk, mmap.mmap(-1, 4096) as memory, memoryview(memory) as page:
+        page[:] = b"\3" * 4096
+        filled, go_on, fill = threading.Event(), threading.Event(), disk._fill
+
+        def slow_fill(buffer: memoryview, first: int, end: int) -> None:
+            fill(buffer, first, end)
+            filled.set()
+            assert go_on.wait(10)
+
+        def other() -> None:
+            if change == "write":
+                disk.write(0, [page])
+            else:
+                getattr(disk, change)(0, 512)
+            ended.set()
+
+        monkeypatch.setattr(disk, "_fill", slow_fill)
+        ended = threading.Event()
+        threads = [threading.Thread(target=lambda: disk.write(512, [b"\2" * 512])), threading.Thread(target=other)]
+        threads[0].start()
+        assert filled.wait(10)
+        threads[1].start()
+        disk.write(8192, [page])  # other blocks need not wait
+        assert not ended.wait(0.05)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+    assert image.read_bytes()[:512] == (b"\3" if change == "write" else b"\0") * 512
+
+
 def test_a_last_block_in_part_does_not_lengthen_the_image(image: Path) -> None:
     os.truncate(image, SIZE - 1000)
     with FileBackend(image, direct=True) as disk:

@@ -5,11 +5,13 @@ threads run meanwhile. What is in the page cache can be had at once (``RWF_NOWAI
 
 **O_DIRECT** goes past the page cache. It needs offset, lengths and memory aligned to the block size. Transfers between
 page-aligned guest memory and whole blocks are, and go straight; what is not aligned goes through a buffer that is, and
-a write that begins or ends inside a block reads that block first.
+a write that begins or ends inside a block reads that block first. Nothing else may change the block until it is written
+back: that would be undone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -17,7 +19,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vfio_user.backends.base import Backend, ReadableBuffer
@@ -80,7 +82,9 @@ class FileBackend(Backend):
             block_size = max(block_size, mmap.PAGESIZE)
         super().__init__(size, block_size=block_size, read_only=read_only)
         self._direct = direct
-        self._edges = threading.Lock()
+        #: What changes the file with O_DIRECT now: first byte, the one after the last, and whether blocks are read.
+        self._changes: list[tuple[int, int, bool]] = []
+        self._changed = threading.Condition()
         self._can_punch = self._can_zero = True
         # With O_DIRECT it would not wait for memory, but still for the disk.
         self._can_read_at_once = not direct
@@ -105,20 +109,25 @@ class FileBackend(Backend):
             return False  # whatever is wrong, a read that may wait will say so
 
     def _write(self, offset: int, views: Sequence[ReadableBuffer], length: int) -> None:
-        if self._direct and not self._try_direct(os.pwritev, offset, views, length):
-            self._write_bounced(offset, views)
-        elif not self._direct and (len(views) > _MAX_VIEWS or os.pwritev(self._fd, views, offset) != length):
+        if self._direct:
+            with self._changing(offset, length, reads=False):
+                if self._try_direct(os.pwritev, offset, views, length):
+                    return
+            with self._changing(offset, length, reads=True):
+                self._write_bounced(offset, views)
+        elif len(views) > _MAX_VIEWS or os.pwritev(self._fd, views, offset) != length:
             _all_of(os.pwritev, self._fd, offset, views)
 
     def _zero(self, offset: int, length: int, *, may_deallocate: bool) -> None:
-        if may_deallocate and self._can_punch:
-            if punch_hole(self._fd, offset, length):
-                return
-            self._can_punch = False
-        if self._can_zero:
-            if zero_range(self._fd, offset, length):
-                return
-            self._can_zero = False
+        with self._changing(offset, length, reads=False):
+            if may_deallocate and self._can_punch:
+                if punch_hole(self._fd, offset, length):
+                    return
+                self._can_punch = False
+            if self._can_zero:
+                if zero_range(self._fd, offset, length):
+                    return
+                self._can_zero = False
         super()._zero(offset, length, may_deallocate=may_deallocate)
 
     def _flush(self) -> None:
@@ -155,8 +164,7 @@ class FileBackend(Backend):
                 target[:] = buffer[start - first : start - first + len(target)]
 
     def _write_bounced(self, offset: int, views: Sequence[ReadableBuffer]) -> None:
-        # One at a time: two that change a part each of one block would otherwise undo each other.
-        with self._edges, mmap.mmap(-1, _BOUNCE) as memory, memoryview(memory) as buffer:
+        with mmap.mmap(-1, _BOUNCE) as memory, memoryview(memory) as buffer:
             for start, source in _pieces(offset, [memoryview(view) for view in views], _BOUNCE - self.block_size):
                 first, end = self._span(start, len(source))
                 if first != start or end != start + len(source):
@@ -166,6 +174,25 @@ class FileBackend(Backend):
                     _all_of(os.pwritev, self._fd, first, [whole])
                 if end > self._size:
                     os.ftruncate(self._fd, self._size)  # the last block of a file that is no multiple of blocks
+
+    @contextlib.contextmanager
+    def _changing(self, offset: int, length: int, *, reads: bool) -> Iterator[None]:
+        """Keeps changes of the same blocks apart if one of them reads what it then writes back."""
+        if not self._direct:
+            yield
+            return
+        start, end = self._span(offset, length)
+        change = start, end, reads
+        with self._changed:
+            while any(start < stop and begin < end and (reads or other) for begin, stop, other in self._changes):
+                self._changed.wait()
+            self._changes.append(change)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._changes.remove(change)
+                self._changed.notify_all()
 
     def _span(self, start: int, length: int) -> tuple[int, int]:
         """The whole blocks around a range."""
