@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -142,6 +143,17 @@ def test_shutdown_makes_everything_last() -> None:
         backend.let_go()
         nvme.driver.shut_down()
         assert backend.flushed == 1
+
+
+def test_shutdown_makes_everything_last_that_can(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = PatientBackend(patient=False), PatientBackend(patient=False)
+    first.fails = OSError(errno.EIO, "broken")
+    with bench(real_time=True, backend=first) as nvme:
+        nvme.device.add_namespace(second)
+        nvme.driver.shut_down()
+        assert second.flushed == 1
+    assert "may be lost" in caplog.text
+    caplog.clear()
 
 
 def test_a_queue_in_memory_that_is_not_there_is_fatal(caplog: pytest.LogCaptureFixture) -> None:

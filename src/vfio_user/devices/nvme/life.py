@@ -133,7 +133,10 @@ class Life:
 
         def work() -> None:
             for backend in backends:
-                backend.flush()
+                try:
+                    backend.flush()
+                except Exception:  # there is no status to say so, and the others are to last all the more
+                    log.exception("nvme %s: what was written may be lost at the shutdown", controller.serial)
             controller.settings.write_if_possible()
 
         def finish(_: object) -> int:
