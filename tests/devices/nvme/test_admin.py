@@ -221,6 +221,11 @@ def test_a_format(nvme: Bench) -> None:
     driver.admin(E(A.FORMAT_NVM, nsid=ALL, cdw10=1 << 9))
     driver.forget_formats()
     assert driver.block_size() == 512
+    # Not where not one block would be left.
+    driver.admin(E(A.NAMESPACE_MANAGEMENT), data=IdentifyNamespace(nsze=1, ncap=1).pack())
+    with fails_with(Status.INVALID_FORMAT):
+        driver.admin(E(A.FORMAT_NVM, nsid=2, cdw10=1))
+    driver.admin(E(A.FORMAT_NVM, nsid=2))
 
 
 def test_no_io_while_a_namespace_is_formatted() -> None:

@@ -200,6 +200,8 @@ class Management:
             raise CommandFailed(Status.FORMAT_IN_PROGRESS, retry=True)
         if any(namespace.write_protected for namespace in targets):
             raise CommandFailed(Status.NAMESPACE_WRITE_PROTECTED)
+        if not all(namespace.backend.size >> LBA_SHIFTS[lba_format] for namespace in targets):  # not one block
+            raise CommandFailed(Status.INVALID_FORMAT, location=40)
         if not targets:
             return 0
         for namespace in targets:
