@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
+from vfio_user.devices.nvme import firmware
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature, FeatureCapabilities, Select
 from vfio_user.hardware.nvme.identify import (
@@ -291,7 +292,7 @@ def test_a_format_of_all_namespaces_waits_for_what_has_begun_in_each(reset: bool
 # Firmware.
 
 
-def test_firmware_goes_to_slots_and_becomes_active(nvme: Bench) -> None:
+def test_firmware_goes_to_slots_and_becomes_active(nvme: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = nvme.driver
 
     def download(image: bytes, offset: int = 0) -> None:
@@ -318,6 +319,12 @@ def test_firmware_goes_to_slots_and_becomes_active(nvme: Bench) -> None:
     download(b"4.0     ", 4)
     with fails_with(Status.INVALID_FIRMWARE_IMAGE):  # it has a hole at its start
         driver.admin(E(A.FIRMWARE_COMMIT, cdw10=3))
+    monkeypatch.setattr(firmware, "_MAX_PARTS", 2)
+    download(b"5.0     ")
+    download(b"5.0     ", 8)
+    with fails_with(Status.INVALID_FIELD):
+        download(b"5.0     ", 16)
+    driver.admin(E(A.FIRMWARE_COMMIT, cdw10=3))
     download(b"\xff" * 8)
     with fails_with(Status.INVALID_FIRMWARE_IMAGE):
         driver.admin(E(A.FIRMWARE_COMMIT, cdw10=3))

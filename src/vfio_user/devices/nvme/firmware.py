@@ -24,6 +24,8 @@ __all__ = ["SLOTS", "Firmware"]
 SLOTS = 3
 #: Bytes of the longest image.
 _MAX_IMAGE = 16 << 20
+#: Parts it may come in: as many as there are of the granularity we ask for (FWUG).
+_MAX_PARTS = _MAX_IMAGE // 4096
 _ACTIVATE_AT_RESET = {1, 2}
 
 
@@ -65,7 +67,7 @@ class Firmware:
     def _download(self, command: Command) -> int:
         entry = command.entry
         length, offset = (entry.cdw10 + 1) * 4, entry.cdw11 * 4
-        if offset + length > _MAX_IMAGE or length > self._controller.max_transfer:
+        if offset + length > _MAX_IMAGE or length > self._controller.max_transfer or len(self._parts) >= _MAX_PARTS:
             raise CommandFailed(Status.INVALID_FIELD, location=40)
         if any(offset < start + len(part) and start < offset + length for start, part in self._parts):
             self._parts.clear()
