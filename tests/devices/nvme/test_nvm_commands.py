@@ -290,11 +290,13 @@ def test_both_commands_of_a_fused_operation_end_where_the_backend_fails(
 def test_fua_and_a_write_cache_that_is_off_make_writes_last(cached: bool) -> None:
     backend = PatientBackend(patient=False)
     with bench(real_time=True, backend=backend) as nvme:
-        nvme.driver.set_feature(Feature.VOLATILE_WRITE_CACHE, int(cached))
         nvme.driver.write(nvme.queue, 0, bytes(BLOCK))
-        assert backend.flushed == (0 if cached else 1)
+        nvme.driver.set_feature(Feature.VOLATILE_WRITE_CACHE, int(cached))
+        assert backend.flushed == (0 if cached else 1)  # what is in the cache when it is switched off
+        nvme.driver.write(nvme.queue, 0, bytes(BLOCK))
+        assert backend.flushed == (0 if cached else 2)
         nvme.driver.write(nvme.queue, 0, bytes(BLOCK), fua=True)
-        assert backend.flushed == (1 if cached else 2)
+        assert backend.flushed == (1 if cached else 3)
 
 
 def test_commands_that_block_do_not_hold_up_others() -> None:

@@ -191,13 +191,28 @@ class Features:
         if value & ~rule.mask:
             raise CommandFailed(Status.INVALID_FIELD, location=44)
         result = self._check(feature, value)
+        was_cached = self.write_cache
         for one in self._namespaces(nsid):
             self._values[feature, one] = value
             if save:
                 self._saved[feature, one] = value
         self._apply()
         self._controller.feature_changed(feature)
-        return self._controller.settings.keep(command, result) if save else result
+
+        def end(_: object) -> int | None:
+            return self._controller.settings.keep(command, result) if save else result
+
+        if was_cached and not self.write_cache:  # from now on the host has no reason to flush
+            backends = [namespace.backend for namespace in self._controller.namespaces]
+
+            def work() -> None:
+                for backend in backends:
+                    backend.flush()
+
+            blocks = any(backend.flush_blocks for backend in backends)
+            self._controller.jobs.start(command, work, end, blocks=blocks, write=True, is_last=True)
+            return None
+        return end(None)
 
     def _namespaces(self, nsid: int) -> list[int]:
         if nsid == BROADCAST_NSID:
