@@ -33,6 +33,7 @@ def test_block_ranges_are_a_set_of_blocks(steps: list[tuple[bool, tuple[int, int
         assert {block for start, end in found for block in range(start, end)} == model
         assert all(one[1] < other[0] for one, other in itertools.pairwise(found))
         assert bool(ranges) == bool(model)
+        assert len(ranges) == len(found)
     assert ranges.first(*asked) == min(model.intersection(range(*asked)), default=None)
     assert list(BlockRanges([list(blocks) for blocks in ranges])) == list(ranges)
 

@@ -13,6 +13,7 @@ import pytest
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
 from vfio_user.backends import FileBackend
 from vfio_user.backends.base import ReadableBuffer
+from vfio_user.devices.nvme import nvm_commands
 from vfio_user.hardware.nvme.data_pointers import SglDescriptor, SglType
 from vfio_user.hardware.nvme.entries import SubmissionEntry
 from vfio_user.hardware.nvme.features import Feature
@@ -64,6 +65,15 @@ def test_the_last_block_and_not_one_more(nvme: Bench) -> None:
     for slba, blocks in ((BLOCKS - 1, 2), (BLOCKS, 1), ((1 << 64) - 1, 1)):
         with fails_with(Status.LBA_OUT_OF_RANGE):
             nvme.driver.read(nvme.queue, slba, blocks)
+
+
+def test_unreadable_blocks_are_not_too_many(nvme: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvm_commands, "_MAX_UNCORRECTABLE", 3)
+    for slba in (0, 2, 4):
+        assert nvme.status(command(NvmOpcode.WRITE_UNCORRECTABLE, slba)) == Status.SUCCESS
+    assert nvme.status(command(NvmOpcode.WRITE_UNCORRECTABLE, 6)) == Status.WRITE_FAULT
+    nvme.driver.write(nvme.queue, 2, bytes(BLOCK))
+    assert nvme.status(command(NvmOpcode.WRITE_UNCORRECTABLE, 6)) == Status.SUCCESS
 
 
 def test_compare(nvme: Bench) -> None:

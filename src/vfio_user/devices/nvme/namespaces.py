@@ -43,6 +43,9 @@ class BlockRanges:
     def __bool__(self) -> bool:
         return bool(self._starts)
 
+    def __len__(self) -> int:
+        return len(self._starts)
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._starts, self._ends, strict=True)
 
@@ -64,7 +67,7 @@ class BlockRanges:
     def remove(self, start: int, end: int) -> None:
         """Removes ``[start, end)``."""
         first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        if first >= last:
+        if first >= last or start >= end:
             return
         kept = [(self._starts[first], start)] if self._starts[first] < start else []
         if self._ends[last - 1] > end:

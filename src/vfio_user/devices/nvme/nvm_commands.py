@@ -33,6 +33,9 @@ __all__ = ["COPY_BLOCKS", "COPY_RANGES", "COPY_RANGE_BLOCKS", "NvmCommands"]
 #: Copy: blocks of one source range, blocks of one command, source ranges (MSSRL, MCL, MSRC).
 COPY_RANGE_BLOCKS, COPY_BLOCKS, COPY_RANGES = 1024, 4096, 128
 
+#: Ranges of a namespace's blocks that Write Uncorrectable may have made unreadable: each takes memory of ours.
+_MAX_UNCORRECTABLE = 16384
+
 _DSM_RANGE = struct.Struct("<IIQ")
 _COPY_RANGE = struct.Struct("<8xQH14x")
 _DEALLOCATE = 1 << 2  # attribute of Dataset Management
@@ -326,6 +329,8 @@ class NvmCommands:
     def _write_uncorrectable(self, command: Command, namespace: Namespace) -> int | None:
         entry = command.entry
         self._change(entry, namespace)
+        if len(namespace.uncorrectable) >= _MAX_UNCORRECTABLE:
+            raise CommandFailed(Status.WRITE_FAULT)
         namespace.uncorrectable.add(entry.slba, entry.slba + entry.block_count)
         return 0
 
