@@ -67,6 +67,19 @@ def test_the_last_block_and_not_one_more(nvme: Bench) -> None:
             nvme.driver.read(nvme.queue, slba, blocks)
 
 
+@pytest.mark.parametrize("fua", [0, 1 << 30])
+def test_a_block_half_of_which_cannot_be_read_is_not_torn(nvme: Bench, fua: int) -> None:
+    nvme.driver.write(nvme.queue, 0, b"\1" * BLOCK)
+    source = nvme.buffer(b"\2" * 8192)
+    torn = command(NvmOpcode.WRITE, prp1=source + 4096 - 256, prp2=0x5555_0000_0000, cdw12=fua)
+    assert nvme.status(torn) == Status.DATA_TRANSFER_ERROR
+    assert nvme.driver.read(nvme.queue, 0, 1) == b"\1" * BLOCK
+    # Two pages that do not follow each other, with a block across.
+    source += -source % 4096
+    assert nvme.status(torn._replace(prp1=source + 4096 - 256, prp2=source)) == Status.SUCCESS
+    assert nvme.driver.read(nvme.queue, 0, 1) == b"\2" * BLOCK
+
+
 def test_unreadable_blocks_are_not_too_many(nvme: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvm_commands, "_MAX_UNCORRECTABLE", 3)
     for slba in (0, 2, 4):

@@ -151,11 +151,14 @@ class NvmCommands:
         lasting = bool(entry.cdw12 & 1 << 30) or not self._controller.features.write_cache
         contents = backend.contents
         if contents is not None and namespace.gate.is_open:
-            if lasting and backend.flush_blocks:
+            if len(pieces) > 1 and any(size & (1 << namespace.shift) - 1 for _, size in pieces):
+                # A block that is in two places, one of which may be none, is not to be torn.
+                contents[offset : offset + length] = self._data.read(pieces)
+            else:
                 self._data.read_into(pieces, contents[offset : offset + length])
+            if lasting and backend.flush_blocks:
                 self._written(entry, namespace)
                 return self._run(command, namespace, backend.flush, write=True, blocks=True)
-            self._data.read_into(pieces, contents[offset : offset + length])
             if namespace.uncorrectable:
                 self._written(entry, namespace)
             if lasting:
