@@ -93,6 +93,17 @@ def test_capacity_is_given_and_taken_back() -> None:
         assert namespaces.free_nsid() == 1
 
 
+def test_another_namespace_has_another_name() -> None:
+    names = []
+    for _ in range(2):
+        namespaces = Namespaces("serial", None)
+        names.append(namespaces.add(MemoryBackend(4096), 0).nguid)
+    assert names[0] == names[1]  # in the next process
+    namespaces.remove(1)
+    names += [namespaces.add(MemoryBackend(4096), 0, nsid).nguid for nsid in (1, 2)]
+    assert len(set(names)) == 3
+
+
 def test_which_namespace_a_command_is_about() -> None:
     namespaces = Namespaces("serial", None)
     one = namespaces.add(open_backend("memory:64K"), 1)

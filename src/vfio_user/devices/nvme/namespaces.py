@@ -176,6 +176,8 @@ class Namespaces:
         self._serial = serial
         self._pool = pool
         self._by_nsid: dict[int, Namespace] = {}
+        #: Identifiers of namespaces that have gone: what comes there next is another, and has another name.
+        self._gone: set[int] = set()
 
     def __iter__(self) -> Iterator[Namespace]:
         return iter(sorted(self._by_nsid.values(), key=lambda namespace: namespace.nsid))
@@ -216,7 +218,7 @@ class Namespaces:
             backend: its blocks; closed with it.
             lba_format: index into ``LBA_SHIFTS``.
             nsid: its identifier; None for the first that is free.
-            nguid: its name; None for one made of the serial number.
+            nguid: its name; None for one made of the serial number, if no other has had that.
 
         Raises:
             ValueError: the identifier is in use or out of range, or the backend has not one block.
@@ -228,7 +230,7 @@ class Namespaces:
         if not backend.size >> LBA_SHIFTS[lba_format]:
             raise ValueError(f"a namespace of {backend.size} bytes: it has at least one block")
         if nguid is None:
-            nguid = uuid.uuid5(_UUIDS, f"{self._serial}/{nsid}").bytes
+            nguid = (uuid.uuid4() if nsid in self._gone else uuid.uuid5(_UUIDS, f"{self._serial}/{nsid}")).bytes
         namespace = self._by_nsid[nsid] = Namespace(nsid, backend, lba_format, nguid)
         return namespace
 
@@ -242,7 +244,9 @@ class Namespaces:
         Raises:
             KeyError: there is none.
         """
-        return self._by_nsid.pop(nsid)
+        namespace = self._by_nsid.pop(nsid)
+        self._gone.add(nsid)
+        return namespace
 
     # Capacity.
 
