@@ -322,6 +322,32 @@ def test_fua_and_a_write_cache_that_is_off_make_writes_last(cached: bool) -> Non
         assert backend.flushed == (1 if cached else 3)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        command(NvmOpcode.WRITE_ZEROES, 0, 2049),
+        command(NvmOpcode.VERIFY, 0, 2049),
+        SubmissionEntry(NvmOpcode.DATASET_MANAGEMENT, nsid=1, cdw10=0, cdw11=4),
+        SubmissionEntry(NvmOpcode.DATASET_MANAGEMENT, nsid=1, cdw10=8, cdw11=4),
+        command(NvmOpcode.COPY, 0, 3),
+    ],
+)
+def test_long_commands_do_not_hold_up_others_where_nothing_blocks(entry: SubmissionEntry) -> None:
+    backend = PatientBackend(4 << 20)
+    backend.blocking = False
+    with bench(real_time=True, backend=backend) as nvme:
+        if entry.opcode == NvmOpcode.COPY:
+            data = struct.pack("<8xQH14x", 0, 1023) * 3
+        else:
+            data = struct.pack("<IIQ", 0, 8 if entry.cdw10 else 2049, 0) * 9
+        cids = nvme.queue.submit(entry._replace(prp1=nvme.buffer(data)))
+        nvme.under_test.settle()
+        assert backend.begun.acquire(timeout=5)
+        assert nvme.status(command(0xFF)) == Status.INVALID_COMMAND_OPCODE
+        backend.let_go()
+        assert nvme.queue.wait(cids)[0].status == 0
+
+
 def test_commands_that_block_do_not_hold_up_others() -> None:
     backend = PatientBackend()
     backend.memory[:BLOCK] = b"\5" * BLOCK

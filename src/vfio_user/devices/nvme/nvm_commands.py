@@ -33,6 +33,10 @@ __all__ = ["COPY_BLOCKS", "COPY_RANGES", "COPY_RANGE_BLOCKS", "NvmCommands"]
 #: Copy: blocks of one source range, blocks of one command, source ranges (MSSRL, MCL, MSRC).
 COPY_RANGE_BLOCKS, COPY_BLOCKS, COPY_RANGES = 1024, 4096, 128
 
+#: Bytes, and ranges of Dataset Management, that are not worth two changes of thread. More is done by a thread even
+#: where nothing blocks: a host may submit 128 commands of 256 MiB each, and everybody waits for the device's thread.
+_LONG, _SOME_RANGES = 1 << 20, 8
+
 #: Ranges of a namespace's blocks that Write Uncorrectable may have made unreadable: each takes memory of ours.
 _MAX_UNCORRECTABLE = 16384
 
@@ -327,7 +331,8 @@ class NvmCommands:
             return 0
 
         self._health.writes += 1
-        return self._run(command, namespace, work, finish, write=True, blocks=backend.flush_blocks)
+        blocks = backend.flush_blocks or length > _LONG
+        return self._run(command, namespace, work, finish, write=True, blocks=blocks)
 
     def _write_uncorrectable(self, command: Command, namespace: Namespace) -> int | None:
         entry = command.entry
@@ -348,7 +353,7 @@ class NvmCommands:
                 count = min(len(piece), offset + length - at)
                 namespace.backend.read(at, [memoryview(piece)[:count]])
 
-        return self._run(command, namespace, work)
+        return self._run(command, namespace, work, blocks=namespace.backend.blocking or length > _LONG)
 
     def _dataset_management(self, command: Command, namespace: Namespace) -> int | None:
         entry = command.entry
@@ -374,7 +379,8 @@ class NvmCommands:
                 namespace.uncorrectable.remove(slba, slba + blocks)
             return 0
 
-        return self._run(command, namespace, work, finish, write=True, blocks=backend.flush_blocks)
+        is_long = count > _SOME_RANGES or sum(blocks for _, blocks in ranges) << shift > _LONG
+        return self._run(command, namespace, work, finish, write=True, blocks=backend.flush_blocks or is_long)
 
     def _copy(self, command: Command, namespace: Namespace) -> int | None:
         entry = command.entry
@@ -416,7 +422,7 @@ class NvmCommands:
             namespace.uncorrectable.remove(entry.slba, entry.slba + total)
             return 0
 
-        blocks = backend.blocking or (lasting and backend.flush_blocks)
+        blocks = backend.blocking or (lasting and backend.flush_blocks) or total << shift > _LONG
         return self._run(command, namespace, work, finish, write=True, blocks=blocks, size=total << shift)
 
     # What they share.
