@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from contextlib import ExitStack
 
 import pytest
 
 from tests.support.nvme import Bench, PatientBackend, bench, fails_with
 from vfio_user.backends import open_backend
-from vfio_user.devices.nvme import Nvme
+from vfio_user.devices.nvme import Nvme, jobs
+from vfio_user.devices.nvme.command import Command
 from vfio_user.devices.nvme.events import REQUEST_LIMIT
 from vfio_user.drivers.nvme import NvmeDriver, QueuePair
 from vfio_user.errors import InvalidAccess, StateError
@@ -259,6 +262,55 @@ def test_deleting_a_queue_waits_for_what_has_begun() -> None:
         assert [completion.status for completion in completions] == [0] * 4 + [Status.ABORTED_SQ_DELETION] * 2
         assert not any(completion.do_not_retry for completion in completions)
         nvme.driver.admin_queue.execute(SubmissionEntry(AdminOpcode.DELETE_IO_COMPLETION_QUEUE, cdw10=1))
+
+
+def test_data_that_waits_for_the_image_does_not_hold_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the admin queue at all; other queues only until there is room again, even where nobody waits for its end."""
+    monkeypatch.setattr(jobs, "_BUDGET", 2 * BLOCK)
+    backend = PatientBackend()
+    with bench(real_time=True, backend=backend) as nvme:
+        target = nvme.buffer(size=BLOCK)
+        other = nvme.driver.create_queue_pair(16, vector=None)
+        cids = nvme.queue.submit(*[read(0, target)] * 12)
+        nvme.under_test.settle()
+        for _ in range(4):
+            assert backend.begun.acquire(timeout=5)
+        waiting = other.submit(read(0, target))
+        nvme.under_test.settle()
+        assert len(nvme.device.submission_queues[other.qid].ring) == 1
+        admin = nvme.driver.admin_queue
+        deletion = admin.submit(SubmissionEntry(AdminOpcode.DELETE_IO_SUBMISSION_QUEUE, cdw10=1))
+        nvme.under_test.settle()
+        assert [completion.status for completion in nvme.queue.wait(cids[4:])] == [Status.ABORTED_SQ_DELETION] * 8
+        backend.let_go()
+        assert [completion.status for completion in other.wait(waiting) + admin.wait(deletion)] == [0, 0]
+
+
+def test_what_was_aborted_makes_room_when_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_BUDGET", 2)
+    ended, rooms = list[Command](), list[int]()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    def complete(command: Command, *_: object) -> None:
+        ended.append(command)
+
+    made = jobs.Jobs(lambda *_: ExitStack(), complete, go_on.clear, go_on.clear, lambda: rooms.append(len(ended)), 1)
+    with bench() as nvme:
+        queue = nvme.device.submission_queues[1]
+        first, second = (Command(queue, SubmissionEntry(NvmOpcode.READ, cid=cid)) for cid in (1, 2))
+        made.start(first, wait, lambda _: 0, size=1)
+        made.start(second, int, lambda _: 0, size=2)
+        assert begun.wait(10)
+        assert made.abort(second)
+        assert not made.has_room
+        go_on.set()
+        made.settle()
+        made.close()
+        assert (ended, rooms, made.bytes) == ([first], [1], 0)
 
 
 def test_abort() -> None:

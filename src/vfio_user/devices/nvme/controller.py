@@ -162,7 +162,9 @@ class Nvme(PciDevice):
         self.life = Life(self)
         self.turns = Turns(self)
         self.doorbells: Doorbells = make_doorbells(self, doorbells)
-        self.jobs = Jobs(self.watch, self.turns.end, self.life.jobs_ended, self.life.became_still, threads)
+        self.jobs = Jobs(
+            self.watch, self.turns.end, self.life.jobs_ended, self.life.became_still, self.turns.go_on, threads
+        )
         self.vectors = Vectors(self)
         self.features = Features(self)
         self.firmware = Firmware(self, "1.0")

@@ -88,6 +88,7 @@ class Jobs:
         complete: ends a command: called with it, what it failed with or None, and its result.
         idle: called when the last job has ended.
         still: called when the last job has ended that had begun before ``hold``.
+        room: called when there is room again, whether or not what made it was a command that still waited.
         threads: of the pool.
 
     Attributes:
@@ -103,12 +104,14 @@ class Jobs:
         complete: Callable[[Command, CommandFailed | None, int], None],
         idle: Callable[[], None],
         still: Callable[[], None],
+        room: Callable[[], None],
         threads: int,
     ) -> None:
         self._watch = watch
         self._complete = complete
         self._idle = idle
         self._still = still
+        self._room = room
         self._threads = threads
         self._workers: Workers | None = None
         self._watched: Any = None
@@ -280,7 +283,10 @@ class Jobs:
             self._waiting.append((job, result))
             return
         self._jobs.discard(job)
+        had_room = self.has_room
         self.bytes -= job.size
+        if not had_room and self.has_room:
+            self._room()
         if command is None or not command.cancelled:
             failure: CommandFailed | None = None
             dw0: int | None = 0

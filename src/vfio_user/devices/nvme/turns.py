@@ -124,7 +124,8 @@ class Turns:
         doorbells = controller.doorbells
         if doorbells.are_followed:
             doorbells.follow_tail(queue)
-        if not queue.has_room() or not controller.jobs.has_room:
+        # Admin commands hold no data, and may be what ends those that do.
+        if not queue.has_room() or (queue.qid and not controller.jobs.has_room):
             self._stalled.append(queue)
             return
         entries = queue.ring.fetch(_BATCH)
@@ -151,9 +152,9 @@ class Turns:
         if count:
             controller.posted(queue, count)
         if not queue.ready and self._stalled:
-            self._go_on()
+            self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """Queues that had to wait may have room now."""
         stalled, self._stalled = self._stalled, []
         for queue in stalled:
@@ -175,7 +176,7 @@ class Turns:
         self.flush_soon(queue.completions)
         self._controller.doorbells.expect()
         if self._stalled:
-            self._go_on()
+            self.go_on()
         closing = queue.closing
         if closing is not None and not queue.in_flight:
             self._controller.queue_commands.finish_deletion(queue)
