@@ -18,6 +18,7 @@ from vfio_user.hardware.nvme.identify import IdentifyNamespace, controller_list
 from vfio_user.hardware.nvme.logs import FirmwareSlotLog, LogPage, SelfTestLog, SmartLog
 from vfio_user.hardware.nvme.opcodes import AdminOpcode
 from vfio_user.hardware.nvme.status import Status
+from vfio_user.protocol.migration import MigrationState
 
 MIB = 1 << 20
 E, A = SubmissionEntry, AdminOpcode
@@ -238,3 +239,18 @@ def test_a_namespace_that_is_being_made_when_the_controller_moves(cancelled: boo
         nvme.under_test.settle()
         nvme.under_test.wait_until(lambda: nvme.device.jobs.is_idle)
         assert [namespace.nsid for namespace in nvme.device.namespaces] == [1, 2, 3]
+
+
+def test_of_two_processes_the_one_that_runs_writes(pool: Path) -> None:
+    with bench(real_time=True, unallocated=str(pool)) as source:
+        for move in range(2):
+            other = Nvme(image="memory:1M", unallocated=str(pool))
+            other.close()  # it was only there in case
+            other.loop.close()
+            assert create(source, 8) == 2 + 2 * move
+            # The other one ran for a moment, and the move was called off.
+            settings_of(pool).write_bytes(b"theirs")
+            source.function.client.migration.go_to(MigrationState.STOP)
+            source.function.client.migration.go_to(MigrationState.RUNNING)
+            assert create(source, 8) == 3 + 2 * move
+    assert b"theirs" not in settings_of(pool).read_bytes()

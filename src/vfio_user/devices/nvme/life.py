@@ -44,6 +44,7 @@ class Life:
         self._controller = controller
         self._is_enabling = False
         self._quiesce: Quiesce | None = None
+        self._was_stopped = False
 
     # Enabled.
 
@@ -64,6 +65,7 @@ class Life:
         controller.add_queue(completions)
         controller.add_queue(SubmissionQueue(controller.dma, 0, registers.asq.asqb << 12, aqa.asqs + 1, completions))
         registers.csts.rdy = 1
+        controller.settings.are_ours = True
 
     # Reset.
 
@@ -172,6 +174,7 @@ class Life:
 
     def stopped(self) -> None:
         """The controller is stopped. Whoever stops it without asking for quiet waits here."""
+        self._was_stopped = True
         self._controller.turns.pause()
         self._controller.jobs.hold()
         self._controller.jobs.settle()
@@ -183,3 +186,6 @@ class Life:
         self._quiesce = None
         self._controller.jobs.release()
         self._controller.turns.resume()
+        was_stopped, self._was_stopped = self._was_stopped, False
+        if was_stopped and self._controller.submission_queues:  # and it is here that it runs on, after all
+            self._controller.settings.adopt()

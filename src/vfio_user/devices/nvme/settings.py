@@ -61,6 +61,7 @@ class Settings:
 
     Attributes:
         are_kept: there is a file.
+        are_ours: the controller was enabled, or a state loaded: this process has the disk, and no other.
 
     Raises:
         ValueError: the file is none of this controller.
@@ -72,6 +73,7 @@ class Settings:
         self._path = path
         self._lock = threading.Lock()
         self.are_kept = path is not None
+        self.are_ours = False
         #: What is in the file, as far as this process knows; None where that does not matter.
         self._written: bytes | None = b""
         self._current = b""
@@ -110,7 +112,8 @@ class Settings:
         return None
 
     def adopt(self) -> None:
-        """A state was loaded: it is what is to be kept, whatever the file says. Session thread."""
+        """What the controller has is to be kept, whatever the file says: it is here that it runs. Session thread."""
+        self.are_ours = True
         if self.are_kept:
             with self._lock:
                 self._written = None
@@ -168,7 +171,9 @@ class Settings:
             self._written = data
 
     def write_if_possible(self) -> None:
-        """The same, where nobody can be told that it failed but by the log."""
+        """The same, where nobody can be told that it failed but by the log; if they are ours."""
+        if not self.are_ours:
+            return
         try:
             self.write()
         except OSError as exc:
