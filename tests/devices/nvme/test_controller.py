@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -311,6 +312,55 @@ def test_what_was_aborted_makes_room_when_it_passes(monkeypatch: pytest.MonkeyPa
         made.settle()
         made.close()
         assert (ended, rooms, made.bytes) == ([first], [1], 0)
+
+
+class ResettingMemory:
+    """The client's memory, reached by messages: during one read the host resets the controller."""
+
+    def __init__(self, nvme: Bench, iova: int) -> None:
+        self._memory = nvme.under_test.client.connection.dma
+        assert self._memory is not None
+        self._device = nvme.device
+        self._iova = iova
+        self.ready: int | None = None
+        self.written = 0
+
+    def read(self, iova: int, length: int) -> bytes:
+        assert self._memory is not None
+        data = bytes(self._memory.read(iova, length))
+        if iova == self._iova:
+            # As the session does where the client asks while the device waits.
+            self._device.bar0.write(0x14, 4, 0)
+            self.ready = self._device.bar0.read(0x1C, 4) & 1
+        return data
+
+    def write(self, iova: int, data: Any) -> None:
+        assert self._memory is not None
+        self.written += 1
+        self._memory.write(iova, data)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_reset_while_memory_is_reached_by_messages(blocking: bool) -> None:
+    backend = PatientBackend(patient=False)
+    backend.blocking = blocking
+    with bench(real_time=True, share_memory=False, backend=backend) as nvme:
+        first, second = nvme.buffer(b"\1" * BLOCK), nvme.buffer(b"\2" * BLOCK)
+        memory = ResettingMemory(nvme, first)
+        nvme.under_test.client.connection.dma = memory
+        nvme.queue.submit(
+            SubmissionEntry(NvmOpcode.WRITE, nsid=1, prp1=first),
+            SubmissionEntry(NvmOpcode.WRITE, nsid=1, prp1=second, cdw10=1),
+            read(0, second),
+        )
+        nvme.under_test.wait_until(lambda: nvme.device.jobs.is_idle and memory.ready is not None)
+        assert memory.ready == 1  # the first write was still to be done
+        assert nvme.driver.registers.csts.rdy == 0
+        assert backend.memory[BLOCK] == 0  # the second was not
+        assert memory.written == 0
+        nvme.under_test.client.connection.dma = memory._memory
+        nvme.driver.enable()
+        assert nvme.driver.identify_controller().cntlid == 1
 
 
 def test_abort() -> None:

@@ -163,7 +163,7 @@ class Nvme(PciDevice):
         self.turns = Turns(self)
         self.doorbells: Doorbells = make_doorbells(self, doorbells)
         self.jobs = Jobs(
-            self.watch, self.turns.end, self.life.jobs_ended, self.life.became_still, self.turns.go_on, threads
+            self.watch, self.turns.end, self.life.work_ended, self.life.became_still, self.turns.go_on, threads
         )
         self.vectors = Vectors(self)
         self.features = Features(self)

@@ -282,7 +282,6 @@ class Jobs:
         if self.held and job.to_guest and command is not None and not command.cancelled:
             self._waiting.append((job, result))
             return
-        self._jobs.discard(job)
         had_room = self.has_room
         self.bytes -= job.size
         if not had_room and self.has_room:
@@ -300,6 +299,7 @@ class Jobs:
                 failure = status_of(exc, write=job.write)
             if command is not None and dw0 is not None:
                 self._complete(command, failure, dw0)
+        self._jobs.discard(job)  # not before: ``finish`` may wait for the client, who may reset the controller
         if job.ended is not None:
             job.ended()
         if job.gate is not None:

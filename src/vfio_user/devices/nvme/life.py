@@ -51,7 +51,7 @@ class Life:
     def enable(self) -> None:
         """CC.EN went to 1. Spec: 3.5.1."""
         controller = self._controller
-        if not controller.jobs.is_idle:  # of the time before a reset; a write must not come after one of this time
+        if self._is_busy:  # with what is of the time before a reset; a write must not come after one of this time
             self._is_enabling = True
             return
         registers = controller.bar0
@@ -87,7 +87,12 @@ class Life:
         controller.firmware.reset()
         controller.self_test.reset()
         controller.lower_interrupt()
-        controller.bar0.csts.rdy = int(not controller.jobs.is_idle)
+        controller.bar0.csts.rdy = int(self._is_busy)
+
+    @property
+    def _is_busy(self) -> bool:
+        """What was begun has not ended: it may still write to an image, or to the guest's memory."""
+        return self._controller.turns.is_working or not self._controller.jobs.is_idle
 
     def abandon(self) -> None:
         """Drops all queues, and what is under way."""
@@ -105,9 +110,11 @@ class Life:
         controller.admin.stop_keep_alive()
         controller.vectors.reset()
 
-    def jobs_ended(self) -> None:
-        """The last job is over."""
+    def work_ended(self) -> None:
+        """The last job is over, or a turn in whose middle there was a reset."""
         controller = self._controller
+        if self._is_busy:
+            return
         if not controller.is_connected:  # nobody is there to give them work: threads and descriptors go
             controller.jobs.close()
         if not controller.bar0.cc.en or self._is_enabling:

@@ -80,6 +80,8 @@ class NvmCommands:
             entries: whole entries, in order.
         """
         for offset in range(0, len(entries), SUBMISSION_ENTRY_SIZE):
+            if not queue.alive:  # there was a reset while memory was reached by messages
+                return
             self.execute(queue, SubmissionEntry.unpack(entries, offset))
 
     def execute(self, queue: SubmissionQueue, entry: SubmissionEntry) -> None:

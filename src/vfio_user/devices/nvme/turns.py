@@ -34,6 +34,7 @@ class Turns:
     Attributes:
         is_due: a turn will come, or is under way.
         are_paused: there are none, until ``resume``.
+        is_working: one is under way. A reset can come in its middle, where the guest's memory is reached by messages.
 
     Threading: session thread.
     """
@@ -45,6 +46,8 @@ class Turns:
         self._stalled: list[SubmissionQueue] = []
         self.is_due = False
         self.are_paused = False
+        self.is_working = False
+        self._was_reset = False
         self._put_off: list[Callable[[], None]] = []
 
     # What there is to do.
@@ -79,6 +82,7 @@ class Turns:
         self._rung.clear()
         self._dirty.clear()
         self._stalled.clear()
+        self._was_reset = self.is_working
 
     def pause(self) -> None:
         """No turn is to come until ``resume``."""
@@ -105,6 +109,7 @@ class Turns:
         self.is_due = False
         if self.are_paused:
             return
+        self.is_working = True
         try:
             rung, self._rung = self._rung, []
             for queue in rung:
@@ -117,7 +122,13 @@ class Turns:
                 if completions.alive:
                     self._flush(completions)
         except DeviceError as exc:
-            self._controller.life.fail(f"a queue cannot be reached: {exc}")
+            if not self._was_reset:
+                self._controller.life.fail(f"a queue cannot be reached: {exc}")
+        finally:
+            self.is_working = False
+        if self._was_reset:
+            self._was_reset = False
+            self._controller.life.work_ended()
 
     def _fetch(self, queue: SubmissionQueue) -> None:
         controller = self._controller
@@ -129,7 +140,7 @@ class Turns:
             self._stalled.append(queue)
             return
         entries = queue.ring.fetch(_BATCH)
-        if entries:
+        if entries and queue.alive:
             engine = controller.engine if queue.qid else controller.admin_engine
             engine.take(queue, entries)
             if queue.completions.ready and not queue.completions.is_dirty:
