@@ -250,6 +250,7 @@ def test_a_namespace_goes_when_what_has_begun_there_has_ended() -> None:
         nvme.device.namespaces._pool = backend
         page = IdentifyNamespace(nsze=256, ncap=256).pack()
         for nsid in (1, 2):
+            assert backend.flushed == nsid - 1  # what was there before has gone for good
             driver.admin(E(A.NAMESPACE_MANAGEMENT), data=page)
             driver.admin(E(A.NAMESPACE_ATTACHMENT, nsid=nsid), data=controller_list([1]))
         backend.hold()

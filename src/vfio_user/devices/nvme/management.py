@@ -87,10 +87,14 @@ class Management:
             if namespace.is_new and namespaces.get(nsid) is namespace:  # it failed, or was aborted
                 namespaces.remove(nsid)
 
-        # What the last namespace there has left is not this one's.
+        # What the last namespace there has left is not this one's, and must not be after a crash of the machine either.
+        def work() -> None:
+            backend.discard(0, backend.size)
+            backend.flush()
+
         self._controller.jobs.start(
             command,
-            lambda: backend.discard(0, backend.size),
+            work,
             finish,
             gate=namespace.gate,
             alone=True,
