@@ -248,3 +248,43 @@ def test_no_command_is_too_much(code: Op | None, command: bytes, empty: bool) ->
     assert isinstance(result.status, Status)
     if result.raw_sense:
         assert result.sense.additional is not AdditionalSense.INTERNAL_TARGET_FAILURE
+
+
+def read_cd(lba: int, count: int, *, kind: int = 0, main: int = 0x10, sub: int = 0) -> bytes:
+    return cdb("BBIHBBBx", 0xBE, kind << 2, lba, count >> 8, count & 0xFF, main, sub)
+
+
+def read_cd_msf(start: bytes, end: bytes, *, main: int = 0x10) -> bytes:
+    return b"\xb9\0\0" + start + end + bytes([main, 0, 0])
+
+
+@pytest.mark.parametrize("kind", [0, 2])
+def test_sectors_of_a_cd(initiator: Initiator, disc: Storage, kind: int) -> None:
+    assert initiator.good(read_cd(7, 3, kind=kind)) == disc.bytes[7 * 2048 : 10 * 2048]
+    assert initiator.good(read_cd_msf(bytes([0, 2, 7]), bytes([0, 2, 10]))) == disc.bytes[7 * 2048 : 10 * 2048]
+    assert initiator.good(read_cd(7, 3, main=0)) == b""
+    assert initiator.good(read_cd(BLOCKS, 0)) == b""
+
+
+def test_sectors_that_are_not_there(initiator: Initiator, drive: CdRom) -> None:
+    illegal = SenseKey.ILLEGAL_REQUEST
+    for command in (
+        read_cd(BLOCKS, 1),
+        read_cd(0, BLOCKS + 1),
+        read_cd(0xFFFF_FFFF, 1),
+        read_cd_msf(bytes([0, 0, 0]), bytes([0, 2, 1])),
+    ):
+        initiator.check(command, illegal, AdditionalSense.LBA_OUT_OF_RANGE)
+    initiator.check(read_cd(0, 1, kind=1), illegal, AdditionalSense.ILLEGAL_MODE_FOR_THIS_TRACK)
+    initiator.illegal(read_cd(0, 1, main=0xF8), 9)
+    initiator.illegal(read_cd(0, 1, sub=1), 10, 2)
+    initiator.illegal(read_cd_msf(bytes([0, 2, 3]), bytes([0, 2, 2])), 3)
+    initiator.illegal(read_cd_msf(bytes([0, 2, 75]), bytes([0, 3, 0])), 3)
+    initiator.illegal(read_cd_msf(bytes([0, 60, 0]), bytes([1, 0, 0])), 3)
+    drive.remove()
+    initiator.check(read_cd(0, 1), NOT_READY, AdditionalSense.MEDIUM_NOT_PRESENT_TRAY_OPEN)
+
+
+def test_a_dvd_has_no_sectors_of_a_cd() -> None:
+    initiator = Initiator(CdRom(Storage(400_000 * 2048))).ready()
+    initiator.check(read_cd(0, 1), SenseKey.ILLEGAL_REQUEST, AdditionalSense.INCOMPATIBLE_MEDIUM)

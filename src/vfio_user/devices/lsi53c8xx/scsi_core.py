@@ -332,6 +332,7 @@ class ScsiCore:
             bytes(nexus.cdb[: cdb_length(nexus.cdb[0])]),
             tag=nexus.tag,
             attribute=nexus.attribute,
+            may_wait=nexus.may_disconnect,
             initiator=self.own_id,
         )
         nexus.task = task

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from vfio_user.backends import Backend
 from vfio_user.devices.scsi.block_unit import BlockUnit
 from vfio_user.devices.scsi.logical_unit import command, illegal, invalid_field
-from vfio_user.devices.scsi.task import Task
+from vfio_user.devices.scsi.task import Steps, Task
 from vfio_user.hardware.scsi import mmc
 from vfio_user.hardware.scsi.cdb import Command
 from vfio_user.hardware.scsi.codes import AdditionalSense, DeviceType
 from vfio_user.hardware.scsi.codes import OperationCode as Op
-from vfio_user.hardware.scsi.mmc import DiscStructure, Feature, MediaEvent, MediaStatus, Profile, TocFormat
+from vfio_user.hardware.scsi.mmc import DiscStructure, Feature, MediaEvent, MediaStatus, Profile, SectorType, TocFormat
 from vfio_user.hardware.scsi.mode_pages import (
     CD_CAPABILITIES,
     CD_ERROR_RECOVERY,
@@ -100,6 +100,38 @@ class CdRom(BlockUnit):
         if not self.is_present:
             return Profile.NONE
         return Profile.CD_ROM if self.blocks <= _CD_BLOCKS else Profile.DVD_ROM
+
+    @command(Op.READ_CD)
+    def read_cd(self, task: Task, cdb: Command) -> Steps:
+        """READ CD, of the data in sectors, which is all an image has. Spec: 6.18."""
+        return self._read_sectors(task, cdb, cdb.lba, cdb.length)
+
+    @command(Op.READ_CD_MSF)
+    def read_cd_msf(self, task: Task, cdb: Command) -> Steps:
+        """READ CD MSF: the same by minutes, seconds and frames. Spec: 6.19."""
+        try:
+            start, end = mmc.block_of(cdb.start), mmc.block_of(cdb.end)
+        except ValueError:
+            raise invalid_field(cdb, "start") from None
+        if start > end:
+            raise invalid_field(cdb, "start")
+        return self._read_sectors(task, cdb, start, end - start)
+
+    def _read_sectors(self, task: Task, cdb: Command, first: int, count: int) -> Steps:
+        medium = self.medium()
+        if self.profile is not Profile.CD_ROM:
+            raise illegal(AdditionalSense.INCOMPATIBLE_MEDIUM)
+        if not 0 <= first <= first + count <= self.blocks:
+            raise illegal(AdditionalSense.LBA_OUT_OF_RANGE)
+        if cdb.sector_type not in (SectorType.ANY, SectorType.MODE_1):
+            raise illegal(AdditionalSense.ILLEGAL_MODE_FOR_THIS_TRACK)
+        if cdb.main_channel not in (0, mmc.USER_DATA):
+            raise invalid_field(cdb, "main_channel")
+        if cdb.sub_channel:
+            raise invalid_field(cdb, "sub_channel")
+        if cdb.main_channel:
+            yield from self.send(task, medium, first * _BLOCK_SIZE, count * _BLOCK_SIZE)
+        return None
 
     @command(Op.READ_TOC)
     def read_toc(self, task: Task, cdb: Command) -> bytes:

@@ -145,14 +145,19 @@ class LogicalUnit:
 
     def start(self, task: Task, notify: Callable[[Task], None]) -> None:
         """Takes a task on; see ``Target.start``."""
-        if task.cdb[:1] and task.cdb[0] not in _UNHINDERED:
+        if not _is_unhindered(task):
             self._senses.pop(task.initiator, None)
         rival = self._rival(task)
-        if len(self._tasks) >= _TASK_LIMIT or rival is not None:
-            refuse = _refuse_full() if rival is None else _refuse_overlapped()
-            if rival is not None:
-                self.abort(rival)  # SAM-5 5.11: both end
-            task.begin(refuse, run=run_at_once, notify=notify, finished=_nothing, fail=self._failure)
+        refusal: CommandFailed | None = None
+        if rival is not None:
+            self.abort(rival)  # SAM-5 5.11: both end
+            refusal = failed(SenseKey.ABORTED_COMMAND, AdditionalSense.OVERLAPPED_COMMANDS)
+        elif len(self._tasks) >= _TASK_LIMIT:
+            refusal = CommandFailed(Status.TASK_SET_FULL)
+        elif not task.may_wait and not self._is_next(task):
+            refusal = CommandFailed(Status.BUSY)
+        if refusal is not None:
+            task.begin(_refuse(refusal), run=run_at_once, notify=notify, finished=_nothing, fail=self._failure)
             return
         self._tasks.append(task)
         if self._may_run(task):
@@ -214,15 +219,19 @@ class LogicalUnit:
         return next((each for each in self._tasks if (each.initiator, each.tag) == (task.initiator, task.tag)), None)
 
     def _may_run(self, task: Task) -> bool:
-        """By its attribute and those before it, it need not wait. Spec: SAM-5 8.6."""
-        if task.cdb[:1] and task.cdb[0] in _UNHINDERED:
-            # As at the head of the queue. An initiator may keep the bus to itself for REQUEST SENSE, and what that
-            # would wait for could need the bus.
-            return True
-        if self._abandoned and task.cdb[:1] != _TEST_UNIT_READY:
+        """It need not wait."""
+        if self._abandoned and task.cdb[:1] != _TEST_UNIT_READY and not _is_unhindered(task):
             # A write that was aborted, late, must not undo one that came after it. Whoever aborted it asks whether the
             # unit is ready, and is not to resort to more.
             return False
+        return self._is_next(task)
+
+    def _is_next(self, task: Task) -> bool:
+        """By its attribute and those of the tasks before it, it is not behind them. Spec: SAM-5 8.6."""
+        if _is_unhindered(task):
+            # As at the head of the queue. An initiator may keep the bus to itself for REQUEST SENSE, and what that
+            # would wait for could need the bus.
+            return True
         if task.attribute is TaskAttribute.HEAD_OF_QUEUE:
             return True
         for older in self._tasks:
@@ -394,14 +403,13 @@ class LogicalUnit:
         self._senses = {int(each): Sense.unpack(packed) for each, packed in state["senses"].items()}
 
 
-def _refuse_full() -> Steps:
-    yield from ()
-    raise CommandFailed(Status.TASK_SET_FULL)
+def _is_unhindered(task: Task) -> bool:
+    return task.cdb[:1] != b"" and task.cdb[0] in _UNHINDERED
 
 
-def _refuse_overlapped() -> Steps:
+def _refuse(why: CommandFailed) -> Steps:
     yield from ()
-    raise failed(SenseKey.ABORTED_COMMAND, AdditionalSense.OVERLAPPED_COMMANDS)
+    raise why
 
 
 def _nothing(_task: Task) -> None:

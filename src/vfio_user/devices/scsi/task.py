@@ -112,6 +112,8 @@ class Task:
         cdb: the command descriptor block.
         tag: what the initiator calls it; None for an untagged task.
         attribute: its order among the tasks of the unit.
+        may_wait: for tasks that came before it; if not, and it would have to, it ends with BUSY. (An initiator that
+            keeps the bus to itself until a task has ended keeps others from ending.)
         initiator: who sent it: a SCSI id, or whatever tells initiators apart.
 
     Attributes:
@@ -142,6 +144,7 @@ class Task:
         "dropped",
         "initiator",
         "lun",
+        "may_wait",
         "phase",
         "remaining",
         "residual",
@@ -158,12 +161,14 @@ class Task:
         *,
         tag: int | None = None,
         attribute: TaskAttribute = TaskAttribute.SIMPLE,
+        may_wait: bool = True,
         initiator: int = 7,
     ) -> None:
         self.lun = lun
         self.cdb = bytes(cdb)
         self.tag = tag
         self.attribute = attribute
+        self.may_wait = may_wait
         self.initiator = initiator
         self.phase = TaskPhase.BUSY
         self.remaining = 0

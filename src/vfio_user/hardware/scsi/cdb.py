@@ -47,6 +47,7 @@ _SENSE: dict[str, Place] = {
     "page": (2, 5, 6),
     "subpage": (3, 7, 8),
 }
+_SECTORS: dict[str, Place] = {"sector_type": (1, 4, 3), "main_channel": (9, 7, 8), "sub_channel": (10, 2, 3)}
 _SELECT: dict[str, Place] = {"page_format": (1, 4), "save_pages": (1, 0)}
 
 #: By operation code, and service action where there is one.
@@ -164,6 +165,8 @@ LAYOUTS: dict[tuple[int, int | None], Layout] = {
         format=(7, 7, 8),
         allocation_length=(8, 7, 16),
     ),
+    (Op.READ_CD, None): _cdb(Op.READ_CD, **_SECTORS, lba=(2, 7, 32), length=(6, 7, 24)),
+    (Op.READ_CD_MSF, None): _cdb(Op.READ_CD_MSF, **_SECTORS, start=(3, 7, 24), end=(6, 7, 24)),
     (Op.SET_CD_SPEED, None): _cdb(Op.SET_CD_SPEED, read_speed=(2, 7, 16), write_speed=(4, 7, 16)),
     (Op.MECHANISM_STATUS, None): _cdb(Op.MECHANISM_STATUS, allocation_length=(8, 7, 16)),
 }

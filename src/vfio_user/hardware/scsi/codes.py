@@ -163,5 +163,7 @@ class OperationCode(IntEnum):
     READ_DISC_STRUCTURE = 0xAD
     WRITE_AND_VERIFY_12 = 0xAE
     VERIFY_12 = 0xAF
+    READ_CD_MSF = 0xB9
     SET_CD_SPEED = 0xBB
     MECHANISM_STATUS = 0xBD
+    READ_CD = 0xBE

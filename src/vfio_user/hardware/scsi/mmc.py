@@ -11,12 +11,15 @@ __all__ = [
     "DATA_TRACK",
     "EVENT_CLASS_MEDIA",
     "LEAD_OUT",
+    "USER_DATA",
     "DiscStructure",
     "Feature",
     "MediaEvent",
     "MediaStatus",
     "Profile",
+    "SectorType",
     "TocFormat",
+    "block_of",
     "configuration",
     "disc_information",
     "disc_structure",
@@ -39,6 +42,9 @@ DATA_TRACK: Final = 0x14
 #: NOTIFICATION CLASS of media events.
 EVENT_CLASS_MEDIA: Final = 4
 
+#: MAIN CHANNEL SELECTION of READ CD: the data of a sector, without what surrounds them. Spec: 6.18.2.7.
+USER_DATA: Final = 0x10
+
 #: The first physical sector of a DVD's data area.
 _DVD_START = 0x3_0000
 
@@ -52,6 +58,13 @@ class Profile(IntEnum):
     NONE = 0x0000
     CD_ROM = 0x0008
     DVD_ROM = 0x0010
+
+
+class SectorType(IntEnum):
+    """EXPECTED SECTOR TYPE of READ CD, as far as discs of data have them. Spec: 6.18.2.2."""
+
+    ANY = 0
+    MODE_1 = 2
 
 
 class TocFormat(IntEnum):
@@ -113,6 +126,18 @@ def to_msf(block: int) -> bytes:
     """The address of a block in minutes, seconds and frames, of four bytes; the last there is where it has none."""
     frames = min(block + _MSF_OFFSET, 256 * 60 * 75 - 1)
     return bytes([0, frames // (60 * 75), frames // 75 % 60, frames % 75])
+
+
+def block_of(msf: int) -> int:
+    """The block at an address of minutes, seconds and frames, a byte each; negative before the first one.
+
+    Raises:
+        ValueError: a minute has no such second, or a second no such frame.
+    """
+    minutes, seconds, frames = msf.to_bytes(3, "big")
+    if seconds >= 60 or frames >= 75:
+        raise ValueError(f"{minutes}:{seconds:02}.{frames:02} is no address: there are 60 seconds, and 75 frames")
+    return (minutes * 60 + seconds) * 75 + frames - _MSF_OFFSET
 
 
 def _address(block: int, *, msf: bool) -> bytes:
