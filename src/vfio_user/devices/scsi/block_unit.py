@@ -126,7 +126,7 @@ class BlockUnit(ReservableUnit):
             )
         if backend.size < self.block_size:
             raise ValueError(
-                f"the backend has {backend.size} bytes, less than one block of {self.block_size}: a medium has one at least"
+                f"the backend has {backend.size} bytes, not even a block of {self.block_size}: give it one"
             )
 
     # The medium.
@@ -258,7 +258,7 @@ class BlockUnit(ReservableUnit):
         return piece
 
     def try_to_read(self, medium: Backend, offset: int, length: int) -> Steps:
-        """Reads a piece, whose bytes nobody wants. As work even if they are in memory: such commands can be very long."""
+        """Reads a piece whose bytes nobody wants. As work even if they are in memory: it can be a very long command."""
         self._counters[LogPage.READ_ERRORS][ErrorCounter.BYTES_PROCESSED] += length
         if medium.contents is None:
             yield from self.call(medium, lambda: medium.read(offset, [memoryview(bytearray(length))]))
