@@ -141,12 +141,15 @@ class LocatedPages:
             return None
         steps = self._rows[1:] - self._rows[:-1]
         steps[length - 1 :: length] = 0  # each run begins elsewhere
-        edges = [0, *(np.flatnonzero(steps != 1) + 1).tolist(), len(self._rows)]
-        if len(edges) * _PIECE > len(self._rows):
+        breaks = np.flatnonzero(steps != 1) + 1
+        if (len(breaks) + 2) * _PIECE > len(self._rows):
             return None
-        ours, theirs = self._rows.tolist(), firsts.tolist()
+        edges = [0, *breaks.tolist(), len(self._rows)]
+        ours = [int(self._rows[0]), *self._rows[breaks].tolist()]
+        theirs = firsts.tolist()
         return [
-            (ours[start], theirs[start // length] + start % length, stop - start) for start, stop in pairwise(edges)
+            (row, theirs[start // length] + start % length, stop - start)
+            for row, (start, stop) in zip(ours, pairwise(edges), strict=True)
         ]
 
 
