@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -17,7 +17,7 @@ from tests.support.fds import close_all, memory_file
 from tests.support.raw_client import Message, RawClient, access, memory_session, message
 from vfio_user.errors import Busy, ConnectionClosedError, InvalidAccess
 from vfio_user.memory.mapping import AccessMode
-from vfio_user.protocol.constants import HEADER_SIZE, Command
+from vfio_user.protocol.constants import HEADER_SIZE, Command, IrqIndex
 from vfio_user.protocol.header import Header
 from vfio_user.protocol.region import ACCESS
 from vfio_user.regions import CallbackRegion, Region
@@ -72,8 +72,21 @@ class Silent:
     def closed(self) -> None: ...
 
 
-def recording_device(calls: list[tuple[object, ...]]) -> Device:
-    device = Device()
+class Interrupting(Device):
+    """Has INTx, and notes what becomes of it."""
+
+    def __init__(self, calls: list[tuple[object, ...]]) -> None:
+        super().__init__(irqs={IrqIndex.INTX: 1})
+        self.calls = calls
+
+    def on_irq_mask(self, index: IrqIndex, vectors: Sequence[int], masked: bool) -> None:
+        self.calls.append(("irq", index, list(vectors), masked))
+        if len(self.calls) % 3 == 0:
+            raise Busy
+
+
+def recording_device(calls: list[tuple[object, ...]], *, interrupting: bool = False) -> Device:
+    device = Interrupting(calls) if interrupting else Device()
     device.set_region(0, Recorder(0, calls))
     device.set_region(1, Recorder(1, calls))
     device.set_region(2, CallbackRegion(SIZE, read=lambda offset, size: offset))
@@ -90,10 +103,10 @@ class Outcome:
     cut_off: bool
 
 
-def outcome(stream: bytes, sizes: list[int], *, ordinarily: bool) -> Outcome:
+def outcome(stream: bytes, sizes: list[int], *, ordinarily: bool, interrupting: bool = False) -> Outcome:
     """Sends a stream after VERSION, cut into pieces of those sizes, and collects what comes of it."""
     calls: list[tuple[object, ...]] = []
-    device = recording_device(calls)
+    device = recording_device(calls, interrupting=interrupting)
     with memory_session(device, strict=False, observer=Silent() if ordinarily else None) as client:
         client.negotiate()
         replies: list[tuple[Header, bytes]] = []
@@ -174,6 +187,26 @@ others = st.sampled_from(
     ]
 )
 
+#: What unmasks INTx, and what nearly does.
+set_irqs = st.builds(
+    lambda words, flags, extra, message_id: message(
+        Command.DEVICE_SET_IRQS, struct.pack("<5I", *words) + extra, message_id=message_id, flags=flags
+    ),
+    st.one_of(
+        st.just((20, 0x11, 0, 0, 1)),
+        st.tuples(
+            st.sampled_from([20, 19, 24]),
+            st.sampled_from([0x11, 0x09, 0x21, 0x12]),
+            st.integers(0, 5),
+            st.integers(0, 1),
+            st.integers(0, 2),
+        ),
+    ),
+    st.sampled_from([0, 0, 0, 0x10, 0x20]),
+    st.sampled_from([b"", b"", b"", b"\1"]),
+    st.integers(0, 0xFFFF),
+)
+
 #: What ends the connection.
 deadly = st.sampled_from(
     [
@@ -188,14 +221,58 @@ deadly = st.sampled_from(
 )
 
 streams = st.tuples(
-    st.lists(accesses() | accesses() | runs | others, max_size=14), st.sampled_from([b""] * 6) | deadly, st.booleans()
+    st.lists(accesses() | accesses() | runs | others | set_irqs, max_size=14),
+    st.sampled_from([b""] * 6) | deadly,
+    st.booleans(),
 ).map(lambda parts: (b"".join(parts[0]) + parts[1])[: -3 if parts[2] else None])
 chunks = st.lists(st.sampled_from([1, 3, 16, 32, 35, 36, 37, 72, 108, 109, 4096]), min_size=1, max_size=6)
 
 
-@given(streams, chunks)
-def test_the_same_comes_of_every_stream_as_the_ordinary_way(stream: bytes, sizes: list[int]) -> None:
-    assert outcome(stream, sizes, ordinarily=False) == outcome(stream, [4096], ordinarily=True)
+@given(streams, chunks, st.booleans())
+def test_the_same_comes_of_every_stream_as_the_ordinary_way(
+    stream: bytes, sizes: list[int], interrupting: bool
+) -> None:
+    ordinary = outcome(stream, [4096], ordinarily=True, interrupting=interrupting)
+    assert outcome(stream, sizes, ordinarily=False, interrupting=interrupting) == ordinary
+
+
+@pytest.mark.parametrize("interrupting", [True, False])
+@pytest.mark.parametrize(
+    ("words", "flags", "extra"),
+    [
+        ((20, 0x11, 0, 0, 1), 0, b""),
+        ((19, 0x11, 0, 0, 1), 0, b""),
+        ((24, 0x11, 0, 0, 1), 0, b"\0\0\0\0"),
+        ((20, 0x12, 0, 0, 1), 0, b"\1"),
+        ((20, 0x09, 0, 0, 1), 0, b""),
+        ((20, 0x21, 0, 0, 1), 0, b""),
+        ((20, 0x11, 1, 0, 1), 0, b""),
+        ((20, 0x11, 4, 0, 1), 0, b""),
+        ((20, 0x11, 0, 1, 1), 0, b""),
+        ((20, 0x11, 0, 0, 0), 0, b""),
+        ((20, 0x11, 0, 0, 2), 0, b""),
+        ((20, 0x11, 0, 0, 1), NO_REPLY, b""),
+        ((20, 0x11, 0, 0, 1), 0x20, b""),
+        ((20, 0x11, 0, 0, 1), 0, b"\1"),
+    ],
+)
+def test_intx_is_unmasked_as_in_the_ordinary_way(
+    words: tuple[int, ...], flags: int, extra: bytes, interrupting: bool
+) -> None:
+    """That, and nothing that nearly says so; several times, as the device of the test refuses it now and then."""
+    unmask = message(Command.DEVICE_SET_IRQS, struct.pack("<5I", *words) + extra, message_id=7, flags=flags)
+    stream = (unmask + message(Command.REGION_READ, ACCESS.pack(0, 0, 4))) * 4
+    ordinary = outcome(stream, [4096], ordinarily=True, interrupting=interrupting)
+    for size in (4096, 36, 20):
+        assert outcome(stream, [size], ordinarily=False, interrupting=interrupting) == ordinary
+
+
+def test_what_is_too_short_to_unmask_is_not_read_on_into_the_next_message() -> None:
+    short = message(Command.DEVICE_SET_IRQS, struct.pack("<4I", 20, 0x11, 0, 0))
+    stream = short + message(0, message_id=1)
+    ordinary = outcome(stream, [4096], ordinarily=True, interrupting=True)
+    assert outcome(stream, [4096], ordinarily=False, interrupting=True) == ordinary
+    assert ordinary.replies[0][0].error == errno.EINVAL
 
 
 def write(offset: int, value: int = 0, *, region: int = 0, posted: bool = True) -> bytes:

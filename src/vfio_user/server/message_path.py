@@ -6,6 +6,8 @@ header and payload, one list look-up, the region's method, one ``pack``, one ``s
 Posted writes come in runs, which are cut up by one ``iter_unpack``. It is a closure, as everything it needs is fixed
 for the length of a session, and looking it up on ``self`` for every message would cost as much as the rest.
 
+The one other message of the kind, for a device with INTx, is that which unmasks it.
+
 Whatever is not of that plain form - another command, an odd size, a bad index - is left to ``Session.consume_one``,
 where every refusal gets its errno. The plain form is checked as strictly; it just never has to say what is wrong.
 """
@@ -18,9 +20,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vfio_user.errors import ConnectionClosedError
-from vfio_user.protocol.constants import HEADER_SIZE, Command, HeaderFlags
+from vfio_user.protocol.constants import HEADER_SIZE, Command, HeaderFlags, IrqIndex, IrqSetFlags
 from vfio_user.protocol.framing import FrameBuffer
-from vfio_user.protocol.header import Header
+from vfio_user.protocol.header import HEADER, Header
 from vfio_user.protocol.region import ACCESS_MESSAGE, INTEGER_ACCESS_MESSAGE
 from vfio_user.regions import Region
 from vfio_user.transport.channel import SEND_FLAGS, Channel
@@ -32,12 +34,18 @@ __all__ = ["message_path"]
 
 _READ = int(Command.REGION_READ)
 _WRITE = int(Command.REGION_WRITE)
+_SET_IRQS = int(Command.DEVICE_SET_IRQS)
 _NO_REPLY = HeaderFlags.NO_REPLY.value
 _REPLY = HeaderFlags.REPLY.value
 
 #: Bytes of a read, of a write's reply, and of a write up to its data.
 _ACCESS_SIZE = ACCESS_MESSAGE.size
 _WRITE4_SIZE = INTEGER_ACCESS_MESSAGE[4].size
+
+#: "Unmask INTx": ``argsz`` and flags of DEVICE_SET_IRQS, where accesses have their offset.
+_UNMASK = 20 | (IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK) << 32
+_INTX = IrqIndex.INTX
+_ONE_VECTOR = range(1)
 
 
 def _by_size(method: str) -> list[Callable[..., Any] | None]:
@@ -75,6 +83,8 @@ def message_path(
     iter_unpack_write4 = INTEGER_ACCESS_MESSAGE[4].iter_unpack
     pack_by_size = _by_size("pack")
     unpack_by_size = _by_size("unpack_from")
+    pack_header = HEADER.pack
+    device = session.device
     memory = session.client_memory
     failure = session.failure
     consume_one = session.consume_one
@@ -176,6 +186,20 @@ def message_path(
                     try:
                         write(offset, count, value)
                         reply = pack(message_id, _WRITE, _ACCESS_SIZE, _REPLY, 0, offset, index, count)
+                    except Exception as exc:
+                        reply = failed(exc, at, message_id, command, size, flags)
+                elif command == _SET_IRQS:
+                    # The words of an access are those of another command here. Of all it can say, this is what every
+                    # interrupt of a guest without MSI ends with.
+                    if offset != _UNMASK or index or count or value != 1 or size != _WRITE4_SIZE or flags:
+                        break
+                    at += size
+                    try:
+                        if device.migration is not None:
+                            device.migration.check_command(_SET_IRQS, b"")
+                        device.interrupts.set_irqs(_INTX, _UNMASK >> 32, 0, 1)
+                        device.on_irq_mask(_INTX, _ONE_VECTOR, False)
+                        reply = pack_header(message_id, _SET_IRQS, HEADER_SIZE, _REPLY, 0)
                     except Exception as exc:
                         reply = failed(exc, at, message_id, command, size, flags)
                 else:
