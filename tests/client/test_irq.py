@@ -126,7 +126,9 @@ def test_another_device_takes_over(irq: Irq, answering: Answering) -> None:
     vectors = other.take_over(irq)
     # What the one device has, the other gets: nothing for vector 1, what stands in for vector 2.
     assert sent(answering) == [(0x24, 0, 1, 1), (0x24, 1, 1, 0), (0x24, 2, 1, 1)]
-    assert (len(other), other.given) == (3, irq.given)
+    assert irq.given == {0: irq[0].fd, 2: stand_in}
+    # The other's own eventfds by descriptors of its own.
+    assert (len(other), other.given) == (3, {0: other[0].fd, 2: stand_in})
     os.eventfd_write(irq[1].fd, 2)
     assert vectors[1].poll() == 2
     # What was counted and not asked for is told once.

@@ -19,14 +19,12 @@ class Edu(PciDevice):
     """
 
     vendor_id, device_id, class_code, revision = 0x1234, 0x11E8, 0x00FF00, 0x10
-    msi = Msi(vectors=1)
-    bar0 = MemoryBar(size=1 << 20, registers=EduRegisters)
+    bar0, msi = MemoryBar(size=1 << 20, registers=EduRegisters), Msi(vectors=1)
     migratable, saved_attributes = True, ("buffer",)
 
     def __init__(self, *, dma_mask: int = (1 << 28) - 1) -> None:
         super().__init__()
-        self.dma_mask = dma_mask
-        self.buffer = bytearray(BUFFER_SIZE)
+        self.dma_mask, self.buffer = dma_mask, bytearray(BUFFER_SIZE)
 
     @bar0.on_write("liveness")
     def invert(self, value: int) -> None:
@@ -62,14 +60,13 @@ class Edu(PciDevice):
             self.call_soon(self.transfer)
 
     def transfer(self) -> None:
-        command, count = self.bar0.dma_command, self.bar0.dma_count
-        source, destination = self.bar0.dma_source, self.bar0.dma_destination
+        command, source, destination = self.bar0.dma_command, self.bar0.dma_source, self.bar0.dma_destination
+        count = self.bar0.dma_count
         try:
             if command.direction:
                 self.dma.write(destination & self.dma_mask, self.buffer[buffer_slice(source, count)])
             else:
-                piece = buffer_slice(destination, count)
-                self.buffer[piece] = self.dma.read(source & self.dma_mask, count)
+                self.buffer[buffer_slice(destination, count)] = self.dma.read(source & self.dma_mask, count)
         except DeviceError as exc:
             logging.getLogger(__name__).warning("edu: no DMA of %d bytes: %s", count, exc)
         command.start = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -303,15 +304,22 @@ def test_other_devices_of_the_process_answer_meanwhile(tmp_path: Path, endless: 
 
     chip.processor._run_slice = counted  # type: ignore[method-assign]
     running = threading.Event()
+    most = 0
     with ExitStack() as stack:
+        # The client is a thread of the same process, which has to wait for the interpreter beside.
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(0.0001)
         servers = [
             stack.enter_context(Server(device, tmp_path / name, loop=loop))
             for device, name in ((chip, "lsi"), (Edu(), "edu"))
         ]
 
         def serve() -> None:
+            nonlocal most
             while not running.is_set():
+                before = len(slices)
                 loop.run_once(0.05)
+                most = max(most, len(slices) - before)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -327,13 +335,11 @@ def test_other_devices_of_the_process_answer_meanwhile(tmp_path: Path, endless: 
         lsi.bar1.write32(0x2C, memory.iova)
         while not slices:
             assert lsi.bar1.read8(0x15) & 0x02, "the program runs"
-        before = len(slices)
         for value in range(200):
             edu.bar0.write32(0x04, value)
             assert edu.bar0.read32(0x04) == ~value & 0xFFFF_FFFF
-        # Between a command and its reply there are a slice or two, and there is no end of them.
-        during = len(slices) - before
-        assert during < 200 * 2 * 4
+        # Each turn of the loop, in which every client that waits gets its reply, has a slice or two of the program.
+        assert 0 < most <= 2
         assert lsi.bar1.read8(0x15) & 0x02
         # Its own registers are answered for, too, and it can be stopped.
         lsi.bar1.write8(0x14, ABORT)

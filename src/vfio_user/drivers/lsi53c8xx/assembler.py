@@ -6,6 +6,8 @@ import struct
 
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
+__all__ = ["ALWAYS", "CARRY", "RELATIVE", "WAIT", "Script", "if_data", "if_phase"]
+
 #: Conditions of transfer control, to be combined: bits of the first word.
 ALWAYS = 0x0008_0000
 WAIT = 0x0001_0000
