@@ -421,6 +421,18 @@ def test_what_can_be_had_at_once_is_not_waited_for() -> None:
     assert jobs.done == 0
     assert initiator.good(read_10(BLOCKS // 2 - 1, 2)) == storage.bytes[BLOCKS * 256 - 512 : BLOCKS * 256 + 512]
     assert jobs.done == 1
+    # Nobody takes what is only verified, so that there is no end to it but the command's: it never keeps the device.
+    initiator.good(VERIFIES[10](0, 8))
+    assert jobs.done == 2
+
+
+@pytest.mark.parametrize("size", [0, 511])
+def test_a_medium_has_a_block(size: int) -> None:
+    with pytest.raises(ValueError, match=f"the backend has {size} bytes, not even a block of 512: give it one"):
+        Disk(Storage(size))
+    disk = Disk(None, removable=True)
+    with pytest.raises(ValueError, match="not even a block"):
+        disk.insert(Storage(size))
 
 
 def test_without_workers_slow_storage_is_waited_for() -> None:

@@ -90,6 +90,26 @@ def test_what_runs(unit: Unit, initiator: Initiator, attributes: list[TaskAttrib
     assert [number for number, task in enumerate(tasks) if task.started] == running
 
 
+@pytest.mark.parametrize(
+    ("attributes", "command", "status"),
+    [
+        ([SIMPLE, ORDERED], WORK, Status.BUSY),
+        ([ORDERED, SIMPLE], WORK, Status.BUSY),
+        ([SIMPLE, SIMPLE], WORK, None),
+        ([SIMPLE, HEAD], WORK, None),
+        ([SIMPLE, ORDERED], "03000000ff00", None),  # REQUEST SENSE never waits
+    ],
+)
+def test_who_must_not_wait_for_others_is_told_at_once(
+    unit: Unit, jobs: Jobs, initiator: Initiator, attributes: list[TaskAttribute], command: str, status: Status | None
+) -> None:
+    initiator.start(WORK, tag=1, attribute=attributes[0])
+    task = Task(0, bytes.fromhex(command), tag=2, attribute=attributes[1], may_wait=False)
+    unit.start(task, lambda _: None)
+    assert (task.status, task.started) == (status, True)
+    assert len(unit.tasks) == (1 if status else 2)
+
+
 def test_who_waited_runs_in_the_end(unit: Unit, initiator: Initiator, jobs: Jobs) -> None:
     tasks = [initiator.start(WORK, tag=tag, attribute=each) for tag, each in enumerate([SIMPLE, ORDERED, SIMPLE])]
     order = []
