@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vfio_user.cli.common import pci_id
 from vfio_user.cli.output import Style, columns, complain, wrap
-from vfio_user.devices.descriptors import describe, write_descriptor
+from vfio_user.devices.descriptors import describe, linux_drivers, write_descriptor
 from vfio_user.devices.options import DeviceOption, device_options
 from vfio_user.devices.registry import DeviceEntry, find_device, known_devices
 from vfio_user.errors import VfioUserError
@@ -102,10 +102,8 @@ def _look_at(entry: DeviceEntry) -> _Listed:
     except VfioUserError as exc:
         return _Listed(entry, error=str(exc))
     doc = inspect.getdoc(cls) or ""
-    modules = tuple(module.partition(" ")[0] for module in getattr(cls, "linux_modules", ()))
-    return _Listed(
-        entry, pci_id(cls), doc.partition("\n\n")[0].replace("\n", " "), options, modules, describe(entry, cls)
-    )
+    summary, modules = doc.partition("\n\n")[0].replace("\n", " "), tuple(linux_drivers(cls))
+    return _Listed(entry, pci_id(cls), summary, options, modules, describe(entry, cls))
 
 
 def _as_text(each: _Listed, style: Style, *, explained: bool) -> list[str]:

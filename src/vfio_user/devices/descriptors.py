@@ -14,7 +14,7 @@ from pathlib import Path
 from vfio_user.devices.registry import DeviceEntry
 from vfio_user.server.device import Device
 
-__all__ = ["BINARY", "describe", "descriptor_name", "write_descriptor"]
+__all__ = ["BINARY", "describe", "descriptor_name", "linux_drivers", "write_descriptor"]
 
 #: Where distributions install the program.
 BINARY = "/usr/bin/vfio-user"
@@ -34,8 +34,7 @@ def describe(entry: DeviceEntry, cls: type[Device], *, binary: str = BINARY) -> 
     summary = (inspect.getdoc(cls) or entry.name).partition("\n\n")[0].replace("\n", " ")
     class_code = getattr(cls, "class_code", None)
     ids = [getattr(cls, name, None) for name in ("vendor_id", "device_id")]
-    # The modules' names, without parameters.
-    tags = [module.partition(" ")[0] for module in getattr(cls, "linux_modules", ())]
+    tags = linux_drivers(cls)
     if all(isinstance(each, int) for each in ids):
         tags.insert(0, ":".join(f"{each:04x}" for each in ids))
     return {
@@ -46,6 +45,11 @@ def describe(entry: DeviceEntry, cls: type[Device], *, binary: str = BINARY) -> 
         "tags": tags,
         "features": ["socket-path", "fd", *(["migration"] if cls.migratable else [])],
     }
+
+
+def linux_drivers(cls: type[Device]) -> list[str]:
+    """The kernel modules that drive it, by name: those of ``PciDevice.linux_modules``, without their parameters."""
+    return [module.partition(" ")[0] for module in getattr(cls, "linux_modules", ())]
 
 
 def descriptor_name(entry: DeviceEntry) -> str:

@@ -43,7 +43,8 @@ _ACCESS_SIZE = ACCESS_MESSAGE.size
 _WRITE4_SIZE = INTEGER_ACCESS_MESSAGE[4].size
 
 #: "Unmask INTx": ``argsz`` and flags of DEVICE_SET_IRQS, where accesses have their offset.
-_UNMASK = 20 | (IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK) << 32
+_UNMASK_FLAGS = int(IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK)
+_UNMASK = 20 | _UNMASK_FLAGS << 32
 _INTX = IrqIndex.INTX
 _ONE_VECTOR = range(1)
 
@@ -197,7 +198,7 @@ def message_path(
                     try:
                         if device.migration is not None:
                             device.migration.check_command(_SET_IRQS, b"")
-                        device.interrupts.set_irqs(_INTX, _UNMASK >> 32, 0, 1)
+                        device.interrupts.set_irqs(_INTX, _UNMASK_FLAGS, 0, 1)
                         device.on_irq_mask(_INTX, _ONE_VECTOR, False)
                         reply = pack_header(message_id, _SET_IRQS, HEADER_SIZE, _REPLY, 0)
                     except Exception as exc:
