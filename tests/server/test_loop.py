@@ -393,6 +393,68 @@ def test_what_comes_while_simple_is_being_worked_out_is_not_lost(
     first.close()
 
 
+# ``settle``: for who waits for the one descriptor itself.
+
+
+def test_settled_is_what_was_put_off(loop: EventLoop, pipe: tuple[int, int]) -> None:
+    seen: list[int] = []
+    loop.watch(pipe[0], lambda: seen.append(0))
+    loop.call_soon(seen.append, 1)
+    loop.call_soon(seen.append, 2)
+    os.write(pipe[1], b"x")
+    assert loop.settle() is None
+    assert seen == [1, 2]
+    assert is_simple(loop)
+
+
+def test_a_timer_says_how_long_may_be_waited(loop: EventLoop, clock: Clock) -> None:
+    seen: list[int] = []
+    timer = loop.call_later(2.5, seen.append, 1)
+    assert loop.settle() == 2.5
+    clock.now += 3
+    assert loop.settle() == 0.0
+    assert seen == []
+    timer.cancel()
+    assert loop.settle() is None
+    assert is_simple(loop)
+
+
+def test_what_a_call_puts_off_is_due(loop: EventLoop) -> None:
+    seen: list[int] = []
+    loop.call_soon(lambda: loop.call_soon(seen.append, 1))
+    assert loop.settle() == 0.0
+    assert seen == []
+
+
+@pytest.mark.parametrize("what", ["descriptors", "thread", "stop"])
+def test_nothing_is_settled_where_something_else_is_to_be_done(
+    loop: EventLoop, pipe: tuple[int, int], what: str
+) -> None:
+    seen: list[int] = []
+    loop.run_once()
+    if what == "descriptors":
+        for end in pipe:
+            loop.watch(end, lambda: None)
+    elif what == "thread":
+        from_another_thread(loop.call_soon, lambda: None)
+        loop.run_once()
+    else:
+        loop.stop()
+    loop.call_soon(seen.append, 1)
+    assert loop.settle() == 0.0
+    assert seen == []
+
+
+def test_a_call_that_raises_ends_the_settling(loop: EventLoop, caplog: pytest.LogCaptureFixture) -> None:
+    failed: list[Exception] = []
+    loop.on_failure = failed.append
+    loop.call_soon(lambda: 1 // 0)
+    loop.call_soon(failed.clear)
+    assert loop.settle() == 0.0
+    assert len(failed) == 1
+    assert "a callback of the device failed" in caplog.text
+
+
 # Taking over, and the end.
 
 

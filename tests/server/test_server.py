@@ -28,7 +28,7 @@ from vfio_user.protocol.region import ACCESS
 from vfio_user.regions import CallbackRegion, MemoryRegion
 from vfio_user.server import server as server_module
 from vfio_user.server.device import Device
-from vfio_user.server.loop import EventLoop
+from vfio_user.server.loop import EventLoop, Timer
 from vfio_user.server.server import Server, run_servers
 from vfio_user.transport.address import FdAddress
 
@@ -270,6 +270,51 @@ def test_a_strict_servers_failure_is_raised_where_its_thread_is_joined(device: S
         assert client.is_cut_off()
     server.join()
     assert not path.exists()
+
+
+def test_a_strict_server_fails_with_what_was_put_off(device: Scratch, path: Path) -> None:
+    device.action = lambda: 1 // 0
+    server = Server(device, path, strict=True).start()
+    with negotiated(path) as client:
+        client.write(2, 0, 1, posted=True)
+        with pytest.raises(ZeroDivisionError):
+            server.join()
+        assert client.is_cut_off()
+
+
+def test_a_server_whose_device_puts_work_off_needs_no_turn_of_its_loop_for_it(
+    running: Server, device: Scratch, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    with negotiated(path) as client:
+        client.read(0, 0)
+        turns = 0
+        run_once = EventLoop.run_once
+
+        def counted(loop: EventLoop, timeout: float | None = 0.0) -> None:
+            nonlocal turns
+            turns += 1
+            run_once(loop, timeout)
+
+        monkeypatch.setattr(EventLoop, "run_once", counted)
+        device.action = lambda: done.append("put off")
+        for number in range(1, 100):
+            client.write(2, 0, 1, posted=True)
+            client.read(0, 0)
+            assert len(done) in (number, number - 1)
+        assert turns == 0
+        # A timer neither keeps it from receiving, nor is kept waiting by it.
+        timer = threading.Event()
+        device.action = lambda: device.call_later(0.0, timer.set)
+        client.write(2, 0, 1, posted=True)
+        assert timer.wait(10)
+        timers: list[Timer] = []
+        device.action = lambda: timers.append(device.call_later(600, timer.set))
+        client.write(2, 0, 1, posted=True)
+        for _ in range(3):
+            client.read(0, 0)
+        device.action = timers[0].cancel
+        client.write(1, 0, 1)
 
 
 def test_a_strict_servers_failure_is_raised_where_its_with_ends(device: Scratch, path: Path) -> None:

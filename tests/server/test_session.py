@@ -198,14 +198,28 @@ def test_waiting_in_the_receive_call_ends_when_there_is_something_else_to_do() -
     loop = EventLoop()
     device.attach(loop)
     seen: list[str] = []
-    device.set_region(3, CallbackRegion(4, write=lambda *_: device.call_soon(seen.append, "called")))
+
+    def called() -> None:
+        seen.append("called")
+        if len(seen) == 2:
+            device.call_soon(seen.append, "and again")
+
+    device.set_region(3, CallbackRegion(4, write=lambda *_: device.call_soon(called)))
     with RawClient(ours) as client, contextlib.closing(Session(device, theirs)) as session:
-        client.send(VERSION + READ + message(Command.REGION_WRITE, access(0, 3, bytes(4))) + READ)
+        write = message(Command.REGION_WRITE, access(0, 3, bytes(4)))
+        client.send(VERSION + READ + write + write + READ)
         session.receive_blocking(loop)
-        assert [client.receive().header.command for _ in range(4)] == [1, 9, 10, 9]
-        assert seen == []
+        assert [client.receive().header.command for _ in range(5)] == [1, 9, 10, 10, 9]
+        assert seen == ["called", "called"]
         loop.run_once()
-        assert seen == ["called"]
+        assert seen[2:] == ["and again"]
+        timer = device.call_later(0.0, seen.append, "timer")
+        session.receive_blocking(loop)
+        assert timer.is_pending
+        loop.run_once()
+        assert seen[3:] == ["timer"]
+        device.call_later(60.0, seen.append, "much later")
+        client.send(READ)
         ours.shutdown(socket.SHUT_WR)
         with pytest.raises(ConnectionClosedError, match="the client closed the connection"):
             session.receive_blocking(loop)

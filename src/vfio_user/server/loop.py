@@ -212,6 +212,26 @@ class EventLoop:
         self._drop_cancelled()
         self._update_simple()
 
+    def settle(self) -> float | None:
+        """For who waits for the loop's one descriptor itself: does what was put off, if nothing else is waited for.
+
+        Returns:
+            Seconds the caller may wait for its descriptor, None for as long as it takes; 0 when ``run_once`` is due.
+        """
+        if self._called_from_outside or self._stopping or len(self._watches) > 1:
+            return 0.0
+        self.turns += 1
+        ready = self._ready
+        for _ in range(len(ready)):
+            if not self._call(ready.popleft()):
+                return 0.0
+        self._update_simple()
+        if self.is_simple:
+            return None
+        timeout = self.next_timeout()
+        self._update_simple()
+        return timeout
+
     def serve_once(self, timeout: float, own: Mapping[int, int]) -> set[int]:
         """For a callback that has to wait for its client: waits, and does what servers have to do; once.
 
@@ -286,13 +306,16 @@ class EventLoop:
             if callback is not None:
                 self._call(callback)
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], None]) -> bool:
+        """Calls it; returns whether it raised nothing."""
         try:
             callback()
         except Exception as exc:
             log.exception("a callback of the device failed: %s", getattr(callback, "__qualname__", callback))
             if self.on_failure is not None:
                 self.on_failure(exc)
+            return False
+        return True
 
     def _add_timer(self, timer: Timer) -> None:
         heapq.heappush(self._timers, (timer.deadline, next(self._sequence), timer))

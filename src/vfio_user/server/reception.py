@@ -6,6 +6,7 @@ more is taken from the client until that has gone.
 
 from __future__ import annotations
 
+import select
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
@@ -80,6 +81,7 @@ class Reception(ABC):
         self._whole_buffer = [memoryview(self._frames.buffer)]
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._receptions = 0
+        self._poll: select.poll | None = None
         self._closed = False
         #: Carries out what was received: until a version is agreed on, and with an observer, all of it ordinarily.
         self._consume: Callable[[int], bool] = self.consume_ordinarily
@@ -191,8 +193,9 @@ class Reception(ABC):
         self._go_on(0)
 
     def receive_blocking(self, loop: EventLoop) -> None:
-        """Receives and carries out while nothing else is to be waited for, in one system call a reception.
+        """Receives and carries out while no other descriptor is to be waited for, in one system call a reception.
 
+        Between two of them it does what was put off, and while there is a timer, waits no longer than that.
         The channel must be a socket with a receive timeout (SO_RCVTIMEO): when it passes, the loop is asked again. See
         the class for what it raises.
         """
@@ -201,7 +204,16 @@ class Reception(ABC):
         memory.in_reception = True
         room = self._room()
         whole = self._whole_buffer
-        while loop.is_simple and not self._outbox:
+        while not self._outbox:
+            if not loop.is_simple:
+                memory.in_reception = False
+                wait = loop.settle()
+                if self._closed or self.quiescence.kept is not None:
+                    break
+                if wait is not None and not (wait > 0 and self._is_readable(wait)):
+                    break
+                memory.in_reception = True
+                room = self._room()
             try:
                 count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, RECEIVE_FLAGS)
             except BlockingIOError:
@@ -218,6 +230,13 @@ class Reception(ABC):
                 memory.in_reception = True
                 room = self._room()
         memory.in_reception = False
+
+    def _is_readable(self, timeout: float) -> bool:
+        """Waits up to ``timeout`` seconds for something to receive."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._channel.fileno(), select.POLLIN)
+        return bool(self._poll.poll(timeout * 1000))
 
     def flush(self) -> None:
         """Sends what waits, as far as the client reads it, and when all is sent goes on with what had come before."""

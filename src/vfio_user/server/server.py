@@ -103,6 +103,8 @@ class Server:
         self.loop = loop or device.loop
         self._session: Session | None = None
         self._channel: Channel | None = None
+        #: The connection whose receive call returns after each ``_TICK``.
+        self._ticking: Channel | None = None
         self._watch: Watch | None = None
         self._unmask_watch: Watch | None = None
         self._thread: threading.Thread | None = None
@@ -319,9 +321,11 @@ class Server:
 
         That saves the call that would ask which descriptor is ready: a tenth of a register access.
         """
-        assert isinstance(self._channel, socket.socket)
-        timeout = struct.pack("@ll", 0, int(_TICK * 1e6))
-        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        channel = self._channel
+        assert isinstance(channel, socket.socket)
+        if channel is not self._ticking:
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(_TICK * 1e6)))
+            self._ticking = channel
         with self._ending(session):
             session.receive_blocking(self.loop)
             if session.wants_to_write:
@@ -345,7 +349,7 @@ class Server:
         # Not the next client's, which may be here when device code of the last returns from a wait for it.
         if session is None or session is not self._session:
             return
-        self._session = self._channel = None
+        self._session = self._channel = self._ticking = None
         if self._watch is not None:
             self._watch.close()
             self._watch = None
