@@ -140,11 +140,11 @@ class _Vectors:
         fd = self.fds.get(vector)
         if fd is None or self.held:
             return False
-        # A counter that is full has been signalled already, which is all an interrupt can say.
-        with contextlib.suppress(BlockingIOError):
-            guard = self.guarded.get(fd)
-            if guard is None or guard.poll(0):
+        try:
+            if not self.guarded or (guard := self.guarded.get(fd)) is None or guard.poll(0):
                 os.eventfd_write(fd, 1)
+        except BlockingIOError:
+            pass  # the counter is full: it has been signalled already, which is all an interrupt can say
         self.fired[vector] += 1
         return True
 
@@ -543,7 +543,7 @@ class Interrupts:
             return False
         intx = self._intx
         if not self._intx_disabled and 0 not in intx.masked and intx.signal(0):
-            self.mask(IrqIndex.INTX, 0)
+            intx.masked.add(0)
             return True
         self._deferred += 1
         return False

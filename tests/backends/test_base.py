@@ -142,6 +142,7 @@ def test_a_range_outside_is_the_callers_bug(make: Callable[[bytes], Backend], of
     calls: list[Callable[[], object]] = [
         lambda: backend.read(offset, [buffer]),
         lambda: backend.read_at_once(offset, [buffer]),
+        lambda: backend.is_at_hand(offset, length),
         lambda: backend.write(offset, [buffer]),
         lambda: backend.zero(offset, length),
         lambda: backend.discard(offset, length),
@@ -175,6 +176,7 @@ def test_a_backend_that_is_closed_refuses_everything(make: Callable[[bytes], Bac
     calls: list[Callable[[], object]] = [
         lambda: backend.read(0, []),
         lambda: backend.read_at_once(0, []),
+        lambda: backend.is_at_hand(0, 0),
         lambda: backend.write(0, []),
         lambda: backend.zero(0, 0),
         lambda: backend.discard(0, 0),

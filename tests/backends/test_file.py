@@ -116,6 +116,30 @@ def test_what_is_not_there_is_left_to_who_may_wait(cached: FileBackend) -> None:
     assert cached.read_at_once(0, [target[:512]])
 
 
+def test_whether_it_is_there_is_asked_without_reading_it(cached: FileBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    preadv = os.preadv
+
+    def counted(*args: Any) -> int:
+        nonlocal read
+        count = preadv(*args)
+        read += count
+        return count
+
+    cached.flush()
+    cached.read(0, [memoryview(bytearray(SIZE))])
+    monkeypatch.setattr(os, "preadv", counted)
+    assert cached.is_at_hand(0, SIZE)
+    assert cached.is_at_hand(SIZE - 1, 1)
+    assert not cached.is_at_hand(SIZE, 0)
+    assert 0 < read < 16
+    for offset in (0, SIZE // 2):
+        os.posix_fadvise(cached._fd, offset, 0, os.POSIX_FADV_DONTNEED)
+        assert not cached.is_at_hand(0, SIZE)
+        cached.read(0, [memoryview(bytearray(SIZE))])
+        assert cached.is_at_hand(0, SIZE)
+
+
 def test_errors_and_ends_are_left_to_who_may_wait(cached: FileBackend, image: Path) -> None:
     os.truncate(image, 8192)
     assert not cached.read_at_once(4097, [memoryview(bytearray(4096))])

@@ -68,16 +68,15 @@ DIFFERENCES = (
     Difference(
         "disk",
         ("inquiry, page B0",),
-        "byte 4: 01, byte 7: 00, byte 9: 3f ff ff, byte 14: 00, byte 20: 00 20 00 00, byte 41: 3f ff ff",
-        "byte 4: 00, byte 7: 01, byte 9: 00 00 00, byte 14: 02, byte 20: ff ff ff ff, byte 41: 00 00 00",
-        "SBC-3 6.5.3: no limits where there are none, and 256 KiB at a time is best; a WRITE SAME of 0 blocks "
-        "goes to the end, QEMU's refuses it",
+        "byte 4: 01, byte 7: 00, byte 9: 3f ff ff, byte 20: 00 20 00 00, byte 41: 3f ff ff",
+        "byte 4: 00, byte 7: 01, byte 9: 00 00 00, byte 20: ff ff ff ff, byte 41: 00 00 00",
+        "SBC-3 6.5.3: no limits where there are none; a WRITE SAME of 0 blocks goes to the end, QEMU's refuses it",
     ),
     Difference(
         "disk",
         ("inquiry, page B0, 4096",),
-        "byte 4: 01, byte 7: 00, byte 9: 07 ff ff, byte 15: 00, byte 20: 00 04 00 00, byte 41: 07 ff ff",
-        "byte 4: 00, byte 7: 01, byte 9: 00 00 00, byte 15: 40, byte 20: ff ff ff ff, byte 41: 00 00 00",
+        "byte 4: 01, byte 7: 00, byte 9: 07 ff ff, byte 20: 00 04 00 00, byte 41: 07 ff ff",
+        "byte 4: 00, byte 7: 01, byte 9: 00 00 00, byte 20: ff ff ff ff, byte 41: 00 00 00",
         "likewise",
     ),
     Difference(

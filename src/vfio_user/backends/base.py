@@ -128,6 +128,15 @@ class Backend(ABC):
         self._check(offset, length, "read")
         return self._read_at_once(offset, views, length)
 
+    def is_at_hand(self, offset: int, length: int) -> bool:
+        """Whether ``read_at_once`` of that range would very likely do it; a guess, and a cheap one.
+
+        Raises:
+            ValueError: see ``read``.
+        """
+        self._check(offset, length, "read")
+        return length > 0 and self._is_at_hand(offset, length)
+
     def write(self, offset: int, views: Sequence[ReadableBuffer]) -> None:
         """Writes all the buffers, one after the other, from ``offset`` on.
 
@@ -208,6 +217,10 @@ class Backend(ABC):
 
     def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
         """Fills the views if nothing has to be waited for. Unless overridden it never does."""
+        return False
+
+    def _is_at_hand(self, offset: int, length: int) -> bool:
+        """Whether that would be done; of bytes that are all inside, and more than 0. Override it with the other."""
         return False
 
     def _zero(self, offset: int, length: int, *, may_deallocate: bool) -> None:

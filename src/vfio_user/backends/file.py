@@ -33,6 +33,10 @@ _MAX_VIEWS = 1024
 #: Bytes of the buffer for what is not aligned.
 _BOUNCE = 1024 * 1024
 
+#: Bytes between two of which the page cache is asked for. What comes of it is never looked at.
+_PROBE_DISTANCE = 128 * 1024
+_PROBE = memoryview(bytearray(1))
+
 #: linux/fs.h, _IO(0x12, 104): bytes of a logical block of a block device.
 _BLKSSZGET = 0x1268
 
@@ -107,6 +111,11 @@ class FileBackend(Backend):
             if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # nor will it be: tmpfs, or an old kernel
                 self._can_read_at_once = False
             return False  # whatever is wrong, a read that may wait will say so
+
+    def _is_at_hand(self, offset: int, length: int) -> bool:
+        # A byte here and there: the kernel brings in, and lets go of, many pages together.
+        end = offset + length
+        return all(self._read_at_once(at, [_PROBE], 1) for at in (*range(offset, end, _PROBE_DISTANCE), end - 1))
 
     def _write(self, offset: int, views: Sequence[ReadableBuffer], length: int) -> None:
         if self._direct:

@@ -280,24 +280,19 @@ class Dma(DmaTable):
             return mapping.file.readonly[at : at + length]
         return None
 
-    def scatter_nowait(self, ranges: Sequence[tuple[int, int]], data: memoryview) -> bool:
-        """Writes data over ranges of the memory that was written last; False, and nothing done, if one is elsewhere.
+    def views_nowait(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview] | None:
+        """Ranges of the memory that was written last, to be written at once; None if one is elsewhere.
 
         Args:
             ranges: address and length of each.
-            data: as long as all of them.
         """
         mapping = self._write_hit
         first, end = mapping.iova, mapping.end
         for iova, length in ranges:
             if iova < first or iova + length > end:
-                return False
-        memory, at = mapping.map, 0
-        for iova, length in ranges:
-            start = iova + mapping.shift
-            memory[start : start + length] = data[at : at + length]
-            at += length
-        return True
+                return None
+        memory, shift = mapping.file.words[1], mapping.shift
+        return [memory[iova + shift : iova + length + shift] for iova, length in ranges]
 
     def read_u64(self, iova: int) -> int:
         """Reads 8 little-endian bytes, in one load if aligned; raises as ``read`` does."""

@@ -408,8 +408,9 @@ def prepared(board: Board, operation: int, entries: list[tuple[int, int]]) -> No
     board.registers.write(DSA, 4, TABLE)
 
 
+@pytest.mark.parametrize("mode", [0x00, 0x06], ids=["32 bits", "40 bits, as Linux has it"])
 @pytest.mark.parametrize("operation", [READ, WRITE])
-def test_moves_in_a_row_are_one(board: Board, operation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moves_in_a_row_are_one(board: Board, operation: int, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     several = BlockMover.several
 
@@ -420,10 +421,10 @@ def test_moves_in_a_row_are_one(board: Board, operation: int, monkeypatch: pytes
     monkeypatch.setattr(BlockMover, "several", counted)
     entries = [(256, SOURCE + 512 * index) for index in range(6)]
     prepared(board, operation, entries)
+    board.registers.write(0x57, 1, mode)
     assert start(board, moving(operation, 6)) == SIR
     assert board.code == 0xE4D
-    # (All but the last one, which ends the data.)
-    assert done == [5]
+    assert done == [6]
     assert board.registers.read(0xD0, 4) == TABLE + 40
     contents = board.device.bus.targets[0].luns[0].backend.contents  # type: ignore[attr-defined]
     if operation == READ:
@@ -464,7 +465,9 @@ def test_moves_in_a_row_to_the_chips_own_ram(make_board: BoardMaker) -> None:
         max_size=8,
     ),
     number=st.integers(2, 10),
-    modes=st.sampled_from([{}, {}, {0x57: 0x02}, {0x57: 0x01}, {DRS: 1}, {0xB0: 1}, {0x56: 0xC0}]),
+    modes=st.sampled_from(
+        [{}, {}, {0x57: 0x06}, {0x57: 0x06, 0xB0: 1}, {0x57: 0x02}, {0x57: 0x01}, {DRS: 1}, {0xB0: 1}, {0x56: 0xC0}]
+    ),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_moves_in_a_row_do_what_they_do_one_by_one(

@@ -426,6 +426,43 @@ def test_what_can_be_had_at_once_is_not_waited_for() -> None:
     assert jobs.done == 2
 
 
+def test_what_is_at_hand_is_read_where_it_goes() -> None:
+    """All of it, without a copy; and what is not, in pieces, as work."""
+
+    class Cached(SlowStorage):
+        """Has the first two MiB in memory, but for some moments."""
+
+        is_forgetful = False
+
+        def _read_at_once(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+            if self.is_forgetful or not self._is_at_hand(offset, length):
+                return False
+            self._read(offset, views, length)
+            return True
+
+        def _is_at_hand(self, offset: int, length: int) -> bool:
+            return offset + length <= 2 << 20
+
+    storage, jobs = Cached(3 << 20), Jobs()
+    storage.bytes[:] = pattern(3 << 20)
+    initiator = Initiator(Disk(storage, workers=jobs), wait=jobs.step).ready()
+    task = initiator.start(read_10(1, 4000))
+    place = memoryview(bytearray(4000 * 512))
+    assert task.in_hand == 1 << 20
+    assert task.read_into([place[:512], place[512 : 1 << 20]])
+    assert task.read_into([place[1 << 20 :]])
+    assert (task.status, place == storage.bytes[512 : 4001 * 512]) == (Status.GOOD, True)
+    assert jobs.done == 0
+    assert initiator.good(read_10(1, 4000)) == place
+    assert jobs.done == 0
+    storage.is_forgetful = True
+    assert initiator.good(read_10(1, 4000)) == place
+    assert jobs.done == 2
+    storage.is_forgetful = False
+    assert initiator.good(read_10(2048, 4096)) == storage.bytes[1 << 20 : 3 << 20]
+    assert jobs.done == 2 + 4
+
+
 @pytest.mark.parametrize("size", [0, 511])
 def test_a_medium_has_a_block(size: int) -> None:
     with pytest.raises(ValueError, match=f"the backend has {size} bytes, not even a block of 512: give it one"):

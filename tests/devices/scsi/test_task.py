@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pytest
 
 from tests.devices.scsi.storage import Jobs
-from vfio_user.devices.scsi.task import CommandFailed, DataIn, DataOut, Steps, Task, TaskPhase, Work, run_at_once
+from vfio_user.devices.scsi.task import (
+    CommandFailed,
+    DataIn,
+    DataOut,
+    Steps,
+    StoredDataIn,
+    Task,
+    TaskPhase,
+    Work,
+    run_at_once,
+)
 from vfio_user.hardware.scsi.codes import AdditionalSense, SenseKey, Status, TaskAttribute
 from vfio_user.hardware.scsi.sense import Sense
 
@@ -132,25 +142,164 @@ def test_data_out_of_any_portions() -> None:
 def test_what_is_in_hand_moves_without_more_ado() -> None:
     run = Run(sends(b"abcd", b"ef"))
     task = run.task
-    assert task.in_hand == 3
-    assert bytes(task.peek(2)) == b"ab"
+    assert task.in_hand == 4
     assert bytes(task.read(3)) == b"abc"
-    assert task.in_hand == 0
-    assert bytes(task.peek(9)) == b"d"
-    assert bytes(task.read(1)) == b"d"
     assert task.in_hand == 1
-    run.task.read(2)
-    assert (task.phase, task.in_hand, bytes(task.peek(1))) == (STATUS, 0, b"")
+    assert bytes(task.read(1)) == b"d"
+    assert task.in_hand == 2
+    task.read(2)
+    assert (task.phase, task.in_hand) == (STATUS, 0)
     into: list[bytes] = []
     run = Run(takes(into, [4]))
-    assert run.task.in_hand == 3
+    assert run.task.in_hand == 4
     run.task.write(b"abc")
-    assert run.task.in_hand == 0
+    assert run.task.in_hand == 1
     assert not into
-    assert bytes(run.task.peek(1)) == b""
     run.task.write(b"d")
     assert into == [b"abcd"]
     assert run.task.in_hand == 0
+
+
+def places(*lengths: int) -> list[memoryview]:
+    return [memoryview(bytearray(length)) for length in lengths]
+
+
+def test_bytes_in_memory_go_straight_to_where_they_go() -> None:
+    run = Run(sends(b"abcdef", b"gh"))
+    task = run.task
+    views = places(1, 3)
+    assert task.read_into(views)
+    assert [bytes(view) for view in views] == [b"a", b"bcd"]
+    assert (task.remaining, task.in_hand) == (2, 2)
+    assert not task.read_into(places(3))  # beyond what is in hand
+    assert (task.remaining, task.in_hand) == (2, 2)
+    assert task.read_into(views := places(2))
+    assert bytes(views[0]) == b"ef"
+    assert task.read_into(places(2))
+    assert (task.phase, task.read_into(places(1))) == (STATUS, False)
+
+
+class Stored:
+    """Bytes that are at hand, or not."""
+
+    def __init__(self, data: bytes, *, at_hand: bool = True) -> None:
+        self.data, self.at_hand = data, at_hand
+        self.failure: OSError | None = None
+        self.seen: list[tuple[str, int, int]] = []
+
+    def read(self, offset: int, views: Sequence[memoryview], /) -> None:
+        self._fill("read", offset, views)
+
+    def read_at_once(self, offset: int, views: Sequence[memoryview], /) -> bool:
+        if self.at_hand:
+            self._fill("at once", offset, views)
+        return self.at_hand
+
+    def _fill(self, how: str, offset: int, views: Sequence[memoryview]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.seen.append((how, offset, sum(map(len, views))))
+        for view in views:
+            view[:] = self.data[offset : offset + len(view)]
+            offset += len(view)
+
+
+def stored(source: Stored, task: Task | None = None, *, length: int = 8) -> Steps:
+    if task is not None:
+        task.expect(length + 2)
+    yield StoredDataIn(source, 4, 0)
+    yield StoredDataIn(source, 4, length)
+    yield DataIn(b"!!")
+    return None
+
+
+def test_stored_bytes_go_straight_to_where_they_go() -> None:
+    source = Stored(bytes(range(32)))
+    task = Task(0, b"\x28" * 10)
+    run = Run(task=task)
+    run.begin(stored(source, task))
+    assert (run.heard, task.in_hand, task.remaining, source.seen) == ([DATA_IN], 8, 10, [])
+    views = places(2, 3)
+    assert task.read_into(views)
+    assert [bytes(view) for view in views] == [b"\4\5", b"\6\7\10"]
+    assert (task.in_hand, task.remaining, task.done) == (3, 5, 5)
+    assert not task.read_into(places(4))
+    assert task.read_into(views := places(3))
+    assert bytes(views[0]) == b"\t\n\v"
+    assert bytes(task.read(9)) == b"!!"
+    assert (task.status, source.seen) == (Status.GOOD, [("at once", 4, 5), ("at once", 9, 3)])
+
+
+def test_stored_bytes_for_an_adapter_that_wants_them_in_memory() -> None:
+    source = Stored(bytes(range(32)))
+    run = Run(stored(source))
+    task = run.task
+    assert bytes(task.read(3)) == b"\4\5\6"
+    assert (task.in_hand, task.remaining, source.seen) == (5, 5, [("at once", 4, 8)])
+    assert not task.read_into(places(6))
+    assert task.read_into(views := places(4))
+    assert bytes(views[0]) == b"\7\10\t\n"
+    assert bytes(task.read(9)) == b"\v"
+    assert bytes(task.read(9)) == b"!!"
+    assert (run.heard, task.status) == ([DATA_IN, STATUS], Status.GOOD)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_stored_bytes_that_are_not_at_hand_after_all(at_once: bool) -> None:
+    source = Stored(bytes(range(32)), at_hand=False)
+    jobs = Jobs()
+    run = Run(stored(source), None if at_once else jobs)
+    task = run.task
+    assert not task.read_into(places(2))
+    assert (task.phase, task.remaining) == (DATA_IN, 8)
+    first = bytes(task.read(3))
+    if not at_once:
+        assert (first, task.phase, run.heard) == (b"", BUSY, [DATA_IN, BUSY])
+        jobs.step()
+        assert (task.phase, run.heard) == (DATA_IN, [DATA_IN, BUSY, DATA_IN])
+        first = bytes(task.read(3))
+    assert first + bytes(task.read(9)) == bytes(range(4, 12))
+    assert (bytes(task.read(9)), task.status) == (b"!!", Status.GOOD)
+    assert source.seen == [("read", 4, 8)]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_stored_bytes_that_cannot_be_read(at_once: bool) -> None:
+    source = Stored(bytes(32), at_hand=False)
+    source.failure = OSError(5, "gone")
+    jobs = Jobs()
+    run = Run(stored(source), None if at_once else jobs)
+    assert bytes(run.task.read(3)) == b""
+    if not at_once:
+        jobs.step()
+    assert (run.task.phase, run.task.status, run.errors) == (STATUS, Status.CHECK_CONDITION, [source.failure])
+    assert run.task.residual == 8
+
+
+def test_a_task_that_is_dropped_while_stored_bytes_are_waited_for() -> None:
+    source = Stored(bytes(32), at_hand=False)
+    jobs = Jobs()
+    run = Run(stored(source), jobs)
+    run.task.read(1)
+    run.task.drop()
+    jobs.step()
+    assert (run.task.phase, run.heard, run.finished) == (BUSY, [DATA_IN, BUSY], 0)
+
+
+@pytest.mark.parametrize("moved", [0, 3])
+@pytest.mark.parametrize("straight", [False, True])
+def test_a_task_with_stored_bytes_is_saved_with_them(moved: int, straight: bool) -> None:
+    source = Stored(bytes(range(32)))
+    task = Task(0, b"\x28" * 10)
+    Run(task=task).begin(stored(source, task))
+    if moved:
+        assert task.read_into(places(moved)) if straight else len(task.read(moved)) == moved
+    saved = Task.load(task.save())
+    run = Run(task=saved)
+    assert (saved.phase, saved.remaining, saved.done) == (DATA_IN, 10 - moved, moved)
+    run.begin(sends(b"!!"))
+    assert bytes(saved.read(99)) == bytes(range(4 + moved, 12))
+    assert (bytes(saved.read(99)), saved.status) == (b"!!", Status.GOOD)
 
 
 def test_a_large_portion_serves_several_steps() -> None:

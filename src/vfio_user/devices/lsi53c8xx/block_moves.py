@@ -53,6 +53,7 @@ class BlockMover:
 
     def __init__(self, processor: ScriptsProcessor) -> None:
         self._processor = processor
+        self._core, self._memory, self._values = processor.core, processor.memory, processor.values
         slot = processor.slot
         self._dbc, self._dnad, self._dsa, self._dsp = slot("dbc"), slot("dnad"), slot("dsa"), slot("dsp")
         self._dsps, self._sfbr, self._sidl, self._scntl2 = slot("dsps"), slot("sfbr"), slot("sidl"), slot("scntl2")
@@ -81,34 +82,32 @@ class BlockMover:
         values[self._dsp] = values[self._dsp] - 4 & 0xFFFF_FFFF
 
     def _direct(self, address: int) -> bool | None:
-        values = self._processor.values
+        values = self._values
         high = 0
         if self._has_64_bits:
             high = values[self._sbms]
             if values[self._ccntl1] & _EN64DBMV:
                 # A third word follows.
                 at = values[self._dsp]
-                high = values[self._dbms] = self._processor.memory.read_word(values[self._sfs] << 32 | at & ~3)
+                high = values[self._dbms] = self._memory.read_word(values[self._sfs] << 32 | at & ~3)
                 values[self._dsp] = at + 4 & 0xFFFF_FFFF
-        return self._begin(address, high)
+        return self._move(values[self._dbc], high << 32 | address, begins=True)
 
     def _indirect(self, second: int) -> bool | None:
-        high = self._processor.values[self._sbms] if self._has_64_bits else 0
-        address = self._processor.memory.read_word(high << 32 | second & ~3)
-        return self._begin(address, high)
+        high = self._values[self._sbms] if self._has_64_bits else 0
+        address = self._memory.read_word(high << 32 | second & ~3)
+        return self._move(self._values[self._dbc], high << 32 | address, begins=True)
 
     def _table(self, second: int) -> bool | None:
-        processor = self._processor
-        values = processor.values
+        values = self._values
         entry = values[self._dsa] + sign_extend(second) & 0xFFFF_FFFC
         high = 0
         if self._has_64_bits:
             high = values[self._drs]
             values[self._esa] = entry
-        count = processor.memory.read_word(high << 32 | entry)
-        address = processor.memory.read_word(high << 32 | entry + 4)
+        count, address = self._memory.read_pair(high << 32 | entry)
         if not count & _COUNT:
-            return processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
+            return self._processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
         if self._has_64_bits:
             high = values[self._sbms]
             mode = values[self._ccntl1] & (_EN64TIBMV | _TIMOD64)
@@ -117,11 +116,10 @@ class BlockMover:
             elif mode & _EN64TIBMV:
                 selector = count >> 24 & 0x1F
                 if selector >= len(self._selectors):
-                    return processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
+                    return self._processor.interrupt_dma(DmaInterrupt.ILLEGAL_INSTRUCTION)
                 high = values[self._dbms] = values[self._selectors[selector]]
             self.entry = count
-        values[self._dbc] = values[self._dbc] & ~_COUNT | count & _COUNT
-        return self._begin(address, high)
+        return self._move(values[self._dbc] & ~_COUNT | count & _COUNT, high << 32 | address, begins=True)
 
     def several(self, first: int, second: int, number: int) -> int:
         """Table moves that follow each other, as do their entries, amid the data of a command: done in one go.
@@ -135,12 +133,14 @@ class BlockMover:
             How many were done. The next one is more than moving bytes: it ends a piece, or has to be waited for, or
             has something wrong.
         """
-        processor = self._processor
-        values, core, memory = processor.values, processor.core, processor.memory
+        values, core, memory = self._values, self._core, self._memory
         wanted, nexus = first >> 24 & 7, core.nexus
         if nexus is None or nexus.task is None or core.phase != wanted or wanted > Phase.DATA_IN or core.acknowledge:
             return 0
-        if values[self._ccntl1] & _EN64TIBMV or values[self._sbms]:
+        mode = values[self._ccntl1] & (_EN64TIBMV | _TIMOD64)
+        # Where an entry's upper byte is part of its address, as Linux has it; or nothing is.
+        is_long = mode == _EN64TIBMV | _TIMOD64
+        if not is_long and (mode & _EN64TIBMV or values[self._sbms]):
             return 0
         entry = values[self._dsa] + sign_extend(second) & 0xFFFF_FFFC
         place = values[self._drs] << 32 | entry
@@ -152,6 +152,8 @@ class BlockMover:
         word = total = 0
         for count, address in _ENTRY.iter_unpack(table):
             length = count & _COUNT
+            if is_long:
+                address |= count >> 24 << 32
             if not length or length > left or memory.is_own(address, length):
                 break
             if address < place + 8 * number and place < address + length:
@@ -163,21 +165,24 @@ class BlockMover:
         if not ranges:
             return 0
         address, length = ranges[-1]
+        had_moved, nexus.has_moved = nexus.has_moved, True
         if wanted == Phase.DATA_IN:
-            data = nexus.task.peek(total)
-            if not memory.dma.scatter_nowait(ranges, data):
+            views = memory.dma.views_nowait(ranges)
+            if views is None or not nexus.task.read_into(views):
+                nexus.has_moved = had_moved
                 return 0
-            nexus.task.read(total)
-            values[self._sfbr] = data[-length]
+            values[self._sfbr] = views[-1][0]
         else:
             views = [view for piece in ranges if (view := memory.dma.view_nowait(*piece)) is not None]
             if len(views) < len(ranges):
+                nexus.has_moved = had_moved
                 return 0
             for view in views:
                 nexus.task.write(view)
-        nexus.has_moved = True
         done = len(ranges)
         self.entry = word
+        if is_long:
+            values[self._dbms] = word >> 24
         values[self._dbc] = first & ~_COUNT
         values[self._dsps] = second + 8 * (done - 1)
         values[self._esa] = entry + 8 * (done - 1)
@@ -185,31 +190,28 @@ class BlockMover:
         values[self._dnad64] = address + length >> 32
         values[self._sbc] = length
         values[self._csbc] = values[self._csbc] + total & 0xFFFF_FFFF
-        processor.charge += sum(length // _BYTES_PER_INSTRUCTION for _, length in ranges)
+        self._processor.charge += sum(length // _BYTES_PER_INSTRUCTION for _, length in ranges)
         return done
 
-    def _begin(self, address: int, high: int) -> bool | None:
-        processor = self._processor
-        values = processor.values
-        values[self._dnad] = address
-        if self._has_64_bits:
-            values[self._dnad64] = high
-            values[self._sbc] = 0
-        processor.core.clear_acknowledge()
-        return self.go_on(begins=True)
+    def go_on(self) -> bool:
+        """Moves on, from where registers say; returns as an instruction does."""
+        values = self._values
+        high = values[self._dnad64] << 32 if self._has_64_bits else 0
+        return self._move(values[self._dbc], high | values[self._dnad], begins=False)
 
-    def go_on(self, *, begins: bool = False) -> bool:
+    def _move(self, command: int, address: int, *, begins: bool) -> bool:
         """Moves what there is to move now; returns as an instruction does."""
-        processor = self._processor
-        core, values, memory = processor.core, processor.values, processor.memory
-        command = values[self._dbc]
+        processor, core, values, memory = self._processor, self._core, self._values, self._memory
         wanted = command >> 24 & 7
         count = command & _COUNT
-        high = values[self._dnad64] << 32 if self._has_64_bits else 0
-        address = high | values[self._dnad]
         is_input = wanted & 1
         moved = 0
         stops: bool | None = False
+        if begins:
+            if self._has_64_bits:
+                values[self._sbc] = 0
+            if core.acknowledge:
+                core.clear_acknowledge()
         try:
             while count:
                 phase = core.phase
@@ -253,8 +255,10 @@ class BlockMover:
                 values[self._sbc] += moved
                 if wanted <= Phase.DATA_IN:
                     values[self._csbc] = values[self._csbc] + moved & 0xFFFF_FFFF
-            processor.charge += moved // _BYTES_PER_INSTRUCTION
-        return self._mismatch(wanted, count) if stops is None else processor.has_had_its_turn
+        if stops is None:
+            return self._mismatch(wanted, count)
+        processor.charge += moved // _BYTES_PER_INSTRUCTION
+        return processor.charge > processor.most_charge
 
     def _mismatch(self, wanted: int, count: int) -> bool:
         """The target changed the phase before the count was at its end."""

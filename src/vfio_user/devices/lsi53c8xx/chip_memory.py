@@ -50,11 +50,17 @@ class ChipMemory:
         self.code = bytearray(len(ram) // 4)
         self.code_written: Callable[[int, int], None] = _ignore
         self._registers = registers
+        #: Addresses between these may be the chip's own.
+        self.own_low, self.own_high = _NOWHERE, 0
 
     def locate(self, registers_base: int, ram_base: int) -> None:
         """Says what addresses the driver's system gave the BARs; 0 is none."""
         self.registers_base = registers_base or _NOWHERE
         self.ram_base = ram_base if ram_base and self.ram else _NOWHERE
+        windows = (self.registers_base, _REGISTERS_SIZE), (self.ram_base, len(self.ram))
+        own = [(base, size) for base, size in windows if base != _NOWHERE]
+        self.own_low = min((base for base, _ in own), default=_NOWHERE)
+        self.own_high = max((base + size for base, size in own), default=0)
 
     def read(self, address: int, length: int) -> _Buffer:
         """Reads bytes.
@@ -99,6 +105,13 @@ class ChipMemory:
             return self._registers.read(offset, 4)
         return self.dma.read_u32(address)
 
+    def read_pair(self, address: int) -> tuple[int, int]:
+        """Reads two words that follow each other; raises as ``read`` does."""
+        if address & 4 or self.own_low - 8 < address < self.own_high:
+            return self.read_word(address), self.read_word(address + 4)
+        pair = self.dma.read_u64(address)
+        return pair & 0xFFFF_FFFF, pair >> 32
+
     def write_word(self, address: int, value: int) -> None:
         """Writes 32 bits at a multiple of 4; raises as ``write`` does."""
         offset = address - self.ram_base
@@ -115,6 +128,8 @@ class ChipMemory:
 
     def is_own(self, address: int, length: int) -> bool:
         """Some of those bytes may be the chip's own RAM, or registers."""
+        if address >= self.own_high or address + length <= self.own_low:
+            return False
         for base, size in ((self.ram_base, len(self.ram)), (self.registers_base, _REGISTERS_SIZE)):
             if address < base + size and base < address + length:
                 return True
@@ -130,8 +145,13 @@ class ChipMemory:
         Raises:
             DeviceError: there is nothing at that address.
         """
-        if 0 <= address - self.ram_base < len(self.ram) or 0 <= address - self.registers_base < _REGISTERS_SIZE:
-            return None
+        if self.own_low <= address < self.own_high:
+            if 0 <= address - self.ram_base < len(self.ram) or 0 <= address - self.registers_base < _REGISTERS_SIZE:
+                return None
+        else:
+            view = self.dma.view_nowait(address, length)
+            if view is not None:
+                return view
         segments = self.dma.sgl(address, length)
         return segments[0].memory if len(segments) == 1 else None
 

@@ -331,6 +331,7 @@ def _select(processor: ScriptsProcessor, instruction: BusOperation) -> Execute:
     values, core = processor.values, processor.core
     slot = processor.slot
     dsa, scntl0, scntl3, sxfer, sdid = slot("dsa"), slot("scntl0"), slot("scntl3"), slot("sxfer"), slot("sdid")
+    dbc, drs = slot("dbc"), slot("drs") if processor.has_64_bits else -1
     go = _alternative(processor, instruction)
 
     def select(second: int) -> bool | None:
@@ -338,14 +339,15 @@ def _select(processor: ScriptsProcessor, instruction: BusOperation) -> Execute:
         address = second
         if instruction.table:
             # The second word is the alternative; the offset of the table entry is the low part of the first.
-            offset = sign_extend(values[slot("dbc")])
-            high = values[slot("drs")] << 32 if processor.has_64_bits else 0
+            offset = sign_extend(values[dbc])
+            high = values[drs] << 32 if drs >= 0 else 0
             entry = processor.memory.read_word(high | values[dsa] + offset & 0xFFFF_FFFC)
             values[scntl3] = entry >> 24
             values[sxfer] = entry >> 8 & 0xFF
             target = entry >> 16 & 15
         values[sdid] = target
-        core.clear_acknowledge()
+        if core.acknowledge:
+            core.clear_acknowledge()
         if core.nexus is not None:
             # It was reselected in the meantime, or never let go of the bus.
             go(address)
@@ -360,13 +362,14 @@ def _select(processor: ScriptsProcessor, instruction: BusOperation) -> Execute:
 
 
 def _wait_disconnect(processor: ScriptsProcessor, _instruction: BusOperation) -> Execute:
-    core = processor.core
+    core, values, scntl0 = processor.core, processor.values, processor.slot("scntl0")
 
     def wait_disconnect(_second: int) -> bool | None:
-        if processor.values[processor.slot("scntl0")] & _TARGET_MODE:
+        if values[scntl0] & _TARGET_MODE:
             core.free()
             return None
-        core.clear_acknowledge()
+        if core.acknowledge:
+            core.clear_acknowledge()
         if core.nexus is None:
             return None
         return processor.wait_for(Waiting.DISCONNECT)
@@ -380,7 +383,8 @@ def _wait_reselect(processor: ScriptsProcessor, instruction: BusOperation) -> Ex
     go = _alternative(processor, instruction)
 
     def wait_reselect(second: int) -> bool | None:
-        core.clear_acknowledge()
+        if core.acknowledge:
+            core.clear_acknowledge()
         if core.nexus is not None:
             return None
         if core.wants_reselect:

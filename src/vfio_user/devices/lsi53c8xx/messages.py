@@ -8,7 +8,9 @@ Spec: SPI-4 16, "SCSI messages"; 16.3 and 17 for what negotiations agree on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from vfio_user.hardware.lsi53c8xx.messages import ExtendedMessage, Message
 from vfio_user.hardware.scsi.codes import TaskAttribute
@@ -50,7 +52,7 @@ _LONGEST_OFFSET = 31
 _WIDEST = 1
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class MessageOut:
     """What was said in a message out phase.
 
@@ -67,35 +69,37 @@ class MessageOut:
     may_disconnect: bool = False
     tag: int | None = None
     attribute: TaskAttribute = TaskAttribute.SIMPLE
-    answers: bytearray = field(default_factory=bytearray)
+    answers: bytes = b""
     end: Message | None = None
 
 
-def read_messages(data: bytes | bytearray) -> MessageOut:
+@lru_cache(maxsize=512)  # more than the tags of a target: a driver says the same with every command
+def read_messages(data: bytes) -> MessageOut:
     """Reads the bytes of a message out phase. What cannot be understood is rejected, with all that follows."""
-    out = MessageOut()
+    said: dict[str, Any] = {}
+    answers = bytearray()
     at = 0
     while at < len(data):
         code = data[at]
         if code & Message.IDENTIFY:
-            out.lun, out.may_disconnect = code & 0x3F, bool(code & 0x40)
+            said.update(lun=code & 0x3F, may_disconnect=bool(code & 0x40))
             at += 1
         elif code in _ATTRIBUTES and at + 1 < len(data):
-            out.tag, out.attribute = data[at + 1], _ATTRIBUTES[Message(code)]
+            said.update(tag=data[at + 1], attribute=_ATTRIBUTES[Message(code)])
             at += 2
         elif code == Message.EXTENDED and at + 2 < len(data) and at + 2 + (data[at + 1] or 256) <= len(data):
             end = at + 2 + (data[at + 1] or 256)
-            out.answers += _answer(bytes(data[at + 2 : end]))
+            answers += _answer(data[at + 2 : end])
             at = end
         elif code in _ENDS:
-            out.end = Message(code)
+            said.update(end=Message(code))
             break
         elif code in _NO_ANSWER:
             at += 1
         else:
-            out.answers.append(Message.MESSAGE_REJECT)
+            answers.append(Message.MESSAGE_REJECT)
             break
-    return out
+    return MessageOut(**said, answers=bytes(answers))
 
 
 def _answer(body: bytes) -> bytes:

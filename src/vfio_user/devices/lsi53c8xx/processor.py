@@ -73,6 +73,7 @@ class ScriptsProcessor:
         waiting: what it waits for.
         carry: the carry of its arithmetic.
         charge: instructions' worth of time the present slice has used besides: bytes moved.
+        most_charge: with more than that, the slice has had its turn.
         must_stop: the slice is to end, an instruction having changed how to run.
         runs: stretches of the program as single functions.
         on_wait: told what it begins to wait for, and that it has ended.
@@ -100,6 +101,7 @@ class ScriptsProcessor:
         self.waiting = Waiting.NOTHING
         self.carry = 0
         self.charge = 0
+        self.most_charge = SLICE
         self.on_wait: Callable[[Waiting], None] = _ignore
         self.on_select: Callable[[], None] = _ignore_nothing
         self.is_selecting = False
@@ -167,7 +169,7 @@ class ScriptsProcessor:
     @property
     def has_had_its_turn(self) -> bool:
         """The present slice has moved as many bytes as one may."""
-        return self.charge > SLICE
+        return self.charge > self.most_charge
 
     # ---- What the bus does, as the registers show it ----
 

@@ -122,9 +122,10 @@ class ScsiCore:
         assert nexus is not None
         phase = self.phase
         if phase is Phase.DATA_IN:
-            assert nexus.task is not None
+            task = nexus.task
+            assert task is not None
             nexus.has_moved = True
-            return nexus.task.read(length)
+            return task.read(length)
         if phase is Phase.MESSAGE_IN:
             piece = bytes(self._message_in[:length])
             del self._message_in[:length]
@@ -244,7 +245,8 @@ class ScsiCore:
             phase = Phase.MESSAGE_OUT
         else:
             if self._message_out:
-                said, self._message_out = self._message_out, bytearray()
+                said = bytes(self._message_out)
+                self._message_out.clear()
                 if not self._hear(nexus, read_messages(said)):
                     return
             phase = self._next_phase(nexus)

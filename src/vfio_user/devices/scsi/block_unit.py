@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from vfio_user.backends import Backend
 from vfio_user.devices.scsi.logical_unit import command, failed, illegal, invalid_field
 from vfio_user.devices.scsi.reservations import ReservableUnit
-from vfio_user.devices.scsi.task import Buffer, DataIn, DataOut, Step, Steps, Task, Work
+from vfio_user.devices.scsi.task import Buffer, DataIn, DataOut, Step, Steps, StoredDataIn, Task, Work
 from vfio_user.hardware.scsi.cdb import Command, ServiceAction
 from vfio_user.hardware.scsi.codes import AdditionalSense, SenseKey
 from vfio_user.hardware.scsi.codes import OperationCode as Op
@@ -37,6 +37,12 @@ __all__ = ["PIECE", "BlockUnit"]
 
 #: Bytes a task holds at a time: much more than it costs to come back for more, much less than guests have.
 PIECE = 256 * 1024
+
+#: ... of which there is no copy, until they are moved at least.
+_STORED_PIECE = 1024 * 1024
+
+#: Bytes that are sooner read than asked about.
+_SMALL = 32 * 1024
 
 _CAPACITY_10 = struct.Struct(">II")
 _CAPACITY_16 = Layout(32, last=(0, 7, 64), block_size=(8, 7, 32), exponent=(13, 3, 4), thin=(14, 7), zeroes=(14, 6))
@@ -211,10 +217,10 @@ class BlockUnit(ReservableUnit):
             CommandFailed: the unit is not ready; the blocks are not all there.
         """
         medium = self.medium()
-        count = cdb.length if blocks is None else blocks
-        if cdb.lba + count > self.blocks:
+        lba, count = cdb.lba, cdb.length if blocks is None else blocks
+        if lba + count > self.blocks:
             raise illegal(AdditionalSense.LBA_OUT_OF_RANGE, cdb.pointer("lba"))
-        return medium, cdb.lba * self.block_size, count * self.block_size
+        return medium, lba * self.block_size, count * self.block_size
 
     def sense_of_error(self, exc: Exception, task: Task) -> Sense:
         """What an error of storage means."""
@@ -268,8 +274,13 @@ class BlockUnit(ReservableUnit):
         """The steps that read blocks to the initiator."""
         task.expect(length)
         while task.done < length:
-            start = task.done
-            yield DataIn((yield from self.fetch(medium, offset + start, min(PIECE, length - start))))
+            start = offset + task.done
+            left = min(_STORED_PIECE, length - task.done)
+            if left > _SMALL and medium.contents is None and medium.is_at_hand(start, left):
+                self._counters[LogPage.READ_ERRORS][ErrorCounter.BYTES_PROCESSED] += left
+                yield StoredDataIn(medium, start, left)
+            else:
+                yield DataIn((yield from self.fetch(medium, start, min(PIECE, left))))
         return None
 
     # Commands.

@@ -234,7 +234,7 @@ class Disk(BlockUnit):
         """With what SBC-3 adds."""
         limits = BLOCK_LIMITS.pack(
             optimal_granularity=1,
-            optimal_transfer_length=PIECE // self.block_size,
+            optimal_transfer_length=0,
             max_unmap_blocks=0xFFFF_FFFF,
             max_unmap_descriptors=_UNMAP_DESCRIPTORS,
             optimal_unmap_granularity=max(4096 // self.block_size, 1),

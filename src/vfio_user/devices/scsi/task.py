@@ -18,7 +18,7 @@ Threading: everything on the device's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -32,8 +32,10 @@ __all__ = [
     "DataIn",
     "DataOut",
     "Runner",
+    "Source",
     "Step",
     "Steps",
+    "StoredDataIn",
     "Task",
     "TaskPhase",
     "Work",
@@ -55,28 +57,47 @@ class TaskPhase(Enum):
     STATUS = "status"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataIn:
     """A step: these bytes go to the initiator. Nobody changes them until they have gone."""
 
     data: Buffer
 
 
-@dataclass(frozen=True, slots=True)
+class Source(Protocol):
+    """Where bytes are: a ``vfio_user.backends.Backend``."""
+
+    def read(self, offset: int, views: Sequence[memoryview], /) -> None:
+        """Fills the views with the bytes from ``offset`` on."""
+
+    def read_at_once(self, offset: int, views: Sequence[memoryview], /) -> bool:
+        """The same, if nothing has to be waited for; else, False."""
+
+
+@dataclass(slots=True)
+class StoredDataIn:
+    """A step: bytes that can very likely be had at once go to the initiator. They are read when they are moved."""
+
+    source: Source
+    offset: int
+    length: int
+
+
+@dataclass(slots=True)
 class DataOut:
     """A step: the initiator sends that many bytes; the generator gets them as a memoryview, its own to keep."""
 
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """A step: a call that may block, and whose result the generator gets, or the exception it raised."""
 
     call: Callable[[], object]
 
 
-Step = DataIn | DataOut | Work
+Step = DataIn | StoredDataIn | DataOut | Work
 Steps = Generator[Step, Any, Status | None]
 
 #: Runs work, maybe on another thread, and calls back on the device's with its result or its exception.
@@ -136,6 +157,7 @@ class Task:
         "_position",
         "_run",
         "_steps",
+        "_stored",
         "_taken",
         "_wanted",
         "attribute",
@@ -181,6 +203,7 @@ class Task:
         self._length = 0  # of the whole data phase, once a step or ``expect`` has said it
         self._piece: bytearray | memoryview = _NOTHING  # what the present step moves: all of it, or what has come
         self._position = 0  # in a piece that goes to the initiator
+        self._stored: StoredDataIn | None = None  # what follows it, still where it is stored
         self._wanted = 0  # length of a piece that comes from it
         self._taken = 0  # bytes of it the generator has, and may be at work on
         self._steps: Steps | None = None
@@ -198,10 +221,43 @@ class Task:
 
     @property
     def in_hand(self) -> int:
-        """Bytes that can be moved now with nothing else happening: no change of phase, and no look at storage."""
+        """Bytes of the data phase that can be moved before something else has to happen."""
         if self.phase is TaskPhase.DATA_IN:
-            return len(self._piece) - self._position - 1
-        return self._wanted - len(self._piece) - 1 if self.phase is TaskPhase.DATA_OUT else 0
+            return len(self._piece) - self._position + (0 if self._stored is None else self._stored.length)
+        return self._wanted - len(self._piece) if self.phase is TaskPhase.DATA_OUT else 0
+
+    def _fetch(self) -> bool:
+        """Has the next bytes of a DATA_IN phase in memory.
+
+        Returns:
+            Whether they are there. If not, the task is no longer in that phase: it waits for storage, or has failed.
+        """
+        stored = self._stored
+        if stored is None or self.phase is not TaskPhase.DATA_IN or self._position < len(self._piece):
+            return self.phase is TaskPhase.DATA_IN
+        self._stored = None
+        piece = bytearray(stored.length)
+        views = [memoryview(piece)]
+        if stored.source.read_at_once(stored.offset, views):
+            self._piece, self._position = views[0], 0
+            return True
+        steps, waits = self._steps, False
+
+        def loaded(result: object) -> None:
+            if waits and self._steps is not steps:
+                return  # the task was dropped, or ended
+            if isinstance(result, Exception):
+                self._steps_close()
+                self._failed(result)
+            else:
+                self._piece, self._position = views[0], 0
+                self._show(TaskPhase.DATA_IN)
+
+        self._run(lambda: stored.source.read(stored.offset, views), loaded)
+        if not self._position and not self._piece and self.status is None:
+            waits = True
+            self._show(TaskPhase.BUSY)
+        return self.phase is TaskPhase.DATA_IN
 
     def read(self, length: int) -> memoryview:
         """Takes the next bytes of the data phase: ``length``, or fewer where a piece ends before.
@@ -209,22 +265,53 @@ class Task:
         Nothing at all comes when the phase is not DATA_IN, or ceased to be because reading on failed. The bytes stay as
         they are for as long as the view is kept. The phase may have changed when this returns.
         """
-        piece = self.peek(length)
-        if not piece:
+        if length <= 0 or not self._fetch():
             return _NOTHING
-        self._position += len(piece)
-        self.remaining -= len(piece)
-        if self._position >= len(self._piece):
-            self.done += len(self._piece)
-            self._piece, self._position = _NOTHING, 0
-            self._advance(None)
+        piece = memoryview(self._piece)[self._position : self._position + length]
+        self._moved(len(piece))
         return piece
 
-    def peek(self, length: int) -> memoryview:
-        """The bytes ``read`` would return, which stay where they are."""
-        if self.phase is not TaskPhase.DATA_IN or length <= 0:
-            return _NOTHING
-        return memoryview(self._piece)[self._position : self._position + length]
+    def read_into(self, views: Sequence[memoryview]) -> bool:
+        """Takes as many bytes as the views hold, no more than are ``in_hand``: straight to where they go.
+
+        Returns:
+            Whether it did: the bytes may be elsewhere, or storage may have to be waited for. Then the views hold
+            anything, and ``read`` has the bytes. The phase may have changed when this returns True.
+        """
+        if self.phase is not TaskPhase.DATA_IN:
+            return False
+        length = sum(map(len, views))
+        stored, at = self._stored, self._position
+        if at < len(self._piece):
+            if at + length > len(self._piece):
+                return False
+            piece = memoryview(self._piece)
+            for view in views:
+                view[:] = piece[at : at + len(view)]
+                at += len(view)
+        elif stored is None or length > stored.length or not stored.source.read_at_once(stored.offset, views):
+            return False
+        self._moved(length)
+        return True
+
+    def _moved(self, length: int) -> None:
+        """Bytes of a DATA_IN phase have gone: of the piece in memory, or where there is none, of what is stored."""
+        self.remaining -= length
+        stored = self._stored
+        if self._position < len(self._piece):
+            self._position += length
+            if self._position < len(self._piece):
+                return
+            self.done += len(self._piece)
+            self._piece, self._position = _NOTHING, 0
+        elif stored is not None:
+            self.done += length
+            stored.offset += length
+            stored.length -= length
+            if not stored.length:
+                self._stored = stored = None
+        if stored is None:
+            self._advance(None)
 
     def write(self, data: Buffer) -> None:
         """Gives the next bytes of the data phase; bytes beyond ``remaining``, or in another phase, are dropped."""
@@ -290,7 +377,7 @@ class Task:
         self._steps_close()
         self.status, self.sense = status, sense
         self.residual, self.remaining = self.remaining, 0
-        self._piece, self._position = _NOTHING, 0
+        self._piece, self._position, self._stored = _NOTHING, 0, None
         self._show(TaskPhase.STATUS)
 
     def drop(self) -> None:
@@ -298,7 +385,7 @@ class Task:
         self._steps_close()
         self.dropped = True
         self._notify = self._finished = _ignore
-        self.phase, self.remaining, self._piece = TaskPhase.BUSY, 0, _NOTHING
+        self.phase, self.remaining, self._piece, self._stored = TaskPhase.BUSY, 0, _NOTHING, None
 
     # Running the steps.
 
@@ -324,7 +411,7 @@ class Task:
                         self._show(TaskPhase.BUSY)
                         return
                     value = done[0]
-                case DataIn():
+                case DataIn() | StoredDataIn():
                     if self._offer(step):
                         return
                 case DataOut():
@@ -345,12 +432,17 @@ class Task:
         self._run(step.call, finished)
         waiting = True
 
-    def _offer(self, step: DataIn) -> bool:
+    def _offer(self, step: DataIn | StoredDataIn) -> bool:
         """Shows bytes to the adapter; False when there are none."""
-        self._piece, self._position = memoryview(step.data).cast("B"), 0
-        if not self._piece:
+        if isinstance(step, DataIn):
+            self._piece, self._position = memoryview(step.data).cast("B"), 0
+            length = len(self._piece)
+        else:
+            self._stored, length = step, step.length
+        if not length:
+            self._stored = None
             return False
-        self._length = max(self._length, self.done + len(self._piece))
+        self._length = max(self._length, self.done + length)
         self.remaining = self._length - self.done
         self._show(TaskPhase.DATA_IN)
         return True
@@ -398,8 +490,17 @@ class Task:
     # Saving.
 
     def save(self) -> dict[str, object]:
-        """The task as plain values. What storage is at work on is begun again where it is loaded."""
+        """The task as plain values. What storage is at work on is begun again where it is loaded.
+
+        Raises:
+            OSError: bytes that are to be moved next could not be read.
+        """
         going = self.phase is TaskPhase.DATA_IN
+        piece = memoryview(self._piece)[self._position if going else 0 :]
+        if going and self._stored is not None:
+            stored = bytearray(self._stored.length)
+            self._stored.source.read(self._stored.offset, [memoryview(stored)])
+            piece = memoryview(bytes(piece) + stored)
         return {
             "lun": self.lun,
             "cdb": self.cdb,
@@ -410,7 +511,7 @@ class Task:
             "started": self.started,
             "done": self.done + (self._position if going else 0),
             "length": self._length,
-            "piece": bytes(memoryview(self._piece)[self._position if going else 0 :]),
+            "piece": bytes(piece),
             "remaining": self.remaining,
             "status": None if self.status is None else int(self.status),
             "sense": self.sense,

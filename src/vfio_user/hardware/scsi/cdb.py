@@ -22,9 +22,13 @@ class ServiceAction:
     READ_CAPACITY_16: Final = 0x10
 
 
+#: By the group, the operation code's upper three bits.
+_LENGTHS = (6, 10, 10, 6, 16, 12, 6, 6)
+
+
 def cdb_length(operation_code: int) -> int:
     """Bytes of a CDB, by its operation code's group (SAM-5 5.2, SPC-4 4.2.5.1); 6 for a group that has no length."""
-    return {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}.get(operation_code >> 5, 6)
+    return _LENGTHS[operation_code >> 5]
 
 
 def _cdb(code: int, /, **fields: Place) -> Layout:
@@ -182,12 +186,13 @@ class Command:
         KeyError: there is no such command.
     """
 
-    __slots__ = ("_cdb", "_plans", "layout")
+    __slots__ = ("_cdb", "_plans", "layout", "operation_code")
 
     def __init__(self, cdb: bytes) -> None:
         self.layout = LAYOUTS[self.key(cdb)]
         self._plans = self.layout.plans
-        self._cdb = cdb.ljust(self.layout.length, b"\0")
+        self._cdb = cdb if len(cdb) == self.layout.length else cdb.ljust(self.layout.length, b"\0")
+        self.operation_code = self._cdb[0]
 
     @staticmethod
     def key(cdb: bytes) -> tuple[int, int | None]:

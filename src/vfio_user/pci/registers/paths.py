@@ -230,14 +230,20 @@ def _register_writer(piece: Piece) -> Writer:
         if not after:
             return _store(values, slot) if plain else _store_by(apply, values, slot, kept)
         bound, action = after[0]
-        if plain and len(after) == 1 and bound.field is None:
+        if piece.is_whole and len(after) == 1 and bound.field is None:
 
-            def write_and_tell(value: int) -> None:
+            def store_and_tell(value: int) -> None:
                 old = values[slot]
                 values[slot] = value
                 action(value, old)
 
-            return write_and_tell
+            def write_and_tell(value: int) -> None:
+                old = values[slot]
+                new = apply(old, value)
+                values[slot] = new & kept
+                action(new, old)
+
+            return store_and_tell if plain else write_and_tell
 
     def write(value: int) -> None:
         old = values[slot]
