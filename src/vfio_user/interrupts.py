@@ -60,8 +60,10 @@ _INFO_FLAGS = [
     IrqInfoFlags.EVENTFD,
 ]
 
-_ACTIONS = (IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER)
-_DATA_TYPES = (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD)
+# Plain integers: each operator of a flag enumeration is a call.
+_ACTION_MASK, _DATA_MASK = int(IrqSetFlags.ACTION_TYPE_MASK), int(IrqSetFlags.DATA_MASK)
+_ACTIONS = tuple(map(int, (IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK, IrqSetFlags.ACTION_TRIGGER)))
+_DATA_TYPES = tuple(map(int, (IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -557,8 +559,8 @@ def _check_set(
     Returns:
         The action and the data type.
     """
-    action = flags & IrqSetFlags.ACTION_TYPE_MASK
-    data = flags & IrqSetFlags.DATA_MASK
+    action = flags & _ACTION_MASK
+    data = flags & _DATA_MASK
     name = vectors.index.name
     if flags != action | data or action not in _ACTIONS or data not in _DATA_TYPES:
         raise InvalidAccess(f"SET_IRQS flags {flags:#x}: exactly one data type (1, 2, 4) and one action (8, 16, 32)")

@@ -45,6 +45,10 @@ __all__ = ["ClasslessWarning", "PciAttributes", "PciFunction", "build_function"]
 C = TypeVar("C")
 
 _STATUS_CAPABILITIES = 1 << 4
+_STATUS_INTERRUPT = 1 << 3
+
+#: The status register's place in what the header holds.
+_STATUS = Type0Header.layout.registers["status"].slot
 
 
 class ClasslessWarning(UserWarning):
@@ -318,7 +322,9 @@ class PciFunction:
 
     def set_interrupt_status(self, asserted: bool) -> None:
         """Shows the level of INTx in the status register, which it does whether INTx is disabled or not."""
-        self.header.status.interrupt = asserted
+        # Twice for each interrupt of a driver without MSI: not by name, which takes longer.
+        values = self.header.stored_values
+        values[_STATUS] = values[_STATUS] & ~_STATUS_INTERRUPT | (_STATUS_INTERRUPT if asserted else 0)
 
 
 def build_function(device: object, events: FunctionEvents | None = None) -> PciFunction:

@@ -328,6 +328,15 @@ def test_a_saved_unit_remembers(unit: Unit, initiator: Initiator) -> None:
     Initiator(loaded).good(TEST_UNIT_READY)
 
 
+def test_a_state_with_two_tasks_of_one_tag_has_the_later_one(unit: Unit, initiator: Initiator) -> None:
+    """Nobody saves such a state. Somebody may send one."""
+    first, second = (Task(0, bytes.fromhex(WORK), tag=7) for _ in range(2))
+    for task in (first, second):
+        unit.resume(task, lambda _task: None)
+    assert unit.tasks == (second,)
+    assert (first.dropped, second.dropped) == (True, False)
+
+
 def test_saved_tasks_go_on(unit: Unit, initiator: Initiator, jobs: Jobs) -> None:
     running, waiting = initiator.start(WORK, tag=1, attribute=ORDERED), initiator.start(WORK, tag=2)
     ended = initiator.start("120000000000", tag=3, attribute=HEAD)

@@ -212,8 +212,9 @@ class Lsi53c8xx(PciDevice):
         return self.loop.clock()
 
     def _processor_waits(self, what: Waiting) -> None:
-        if not what.is_handshake or self.registers.stored_values[self._stime0_slot] & 0xF0:
-            self._timers.watch_handshake(waits=what.is_handshake)
+        waits = what.is_handshake
+        if not waits or self.registers.stored_values[self._stime0_slot] & 0xF0:
+            self._timers.watch_handshake(waits=waits)
 
     def _nobody_there(self) -> None:
         # At once, rather than after the quarter of a second in STIME0; and, as SeaBIOS expects, even if that is 0.

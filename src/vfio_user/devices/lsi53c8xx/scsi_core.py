@@ -37,8 +37,6 @@ from vfio_user.hardware.scsi.cdb import cdb_length
 
 __all__ = ["ScsiCore"]
 
-_DATA_PHASES = {TaskPhase.DATA_IN: Phase.DATA_IN, TaskPhase.DATA_OUT: Phase.DATA_OUT, TaskPhase.STATUS: Phase.STATUS}
-
 #: Bytes a message out phase may have. Messages are a few bytes; who sends on and on is not kept.
 _MAX_MESSAGE = 1024
 
@@ -272,8 +270,11 @@ class ScsiCore:
             return None
         if task is None:
             return Phase.COMMAND
-        if task.phase is not TaskPhase.BUSY:
-            return _DATA_PHASES[task.phase]
+        wanted = task.phase
+        if wanted is not TaskPhase.BUSY:
+            if wanted is TaskPhase.STATUS:
+                return Phase.STATUS
+            return Phase.DATA_IN if wanted is TaskPhase.DATA_IN else Phase.DATA_OUT
         # Amid the data, storage is waited for on the bus: to come back takes longer than most reads.
         if nexus.may_disconnect and (not nexus.has_moved or not task.remaining):
             nexus.has_moved = False

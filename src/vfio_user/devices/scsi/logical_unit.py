@@ -128,7 +128,7 @@ class LogicalUnit:
         self.workers = workers
         self.autosense = False
         self.siblings: Callable[[], list[int]] = lambda: [0]
-        self._tasks: list[Task] = []  # in the order they came
+        self._tasks: dict[tuple[int, int | None], Task] = {}  # by initiator and tag, in the order they came
         self._notices: dict[int, Callable[[Task], None]] = {}  # of those that wait for others, by identity
         self._is_beginning = False  # those that waited are being begun
         self._abandoned: set[Task] = set()  # ended before the work on them has, which may yet change the medium
@@ -141,7 +141,7 @@ class LogicalUnit:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The task set, in the order it came."""
-        return tuple(self._tasks)
+        return tuple(self._tasks.values())
 
     def start(self, task: Task, notify: Callable[[Task], None]) -> None:
         """Takes a task on; see ``Target.start``."""
@@ -159,7 +159,7 @@ class LogicalUnit:
         if refusal is not None:
             task.begin(_refuse(refusal), run=run_at_once, notify=notify, finished=_nothing, fail=self._failure)
             return
-        self._tasks.append(task)
+        self._tasks[task.initiator, task.tag] = task
         if self._may_run(task):
             self._begin(task, notify)
         else:
@@ -169,7 +169,10 @@ class LogicalUnit:
         """Takes on a task that was saved; see ``Target.resume``."""
         if task.status is not None:
             return
-        self._tasks.append(task)
+        rival = self._rival(task)
+        if rival is not None:  # in a state somebody made up
+            self.abort(rival)
+        self._tasks[task.initiator, task.tag] = task
         if task.started or self._may_run(task):
             self._begin(task, notify)
         else:
@@ -177,17 +180,16 @@ class LogicalUnit:
 
     def abort(self, task: Task) -> None:
         """Forgets a task; one that is not here is no matter."""
-        if any(each is task for each in self._tasks):
+        if self._rival(task) is task:
             self._drop(task)
             self._remove(task)
             self._begin_waiting()
 
     def abort_all(self, initiator: int | None = None) -> None:
         """Forgets all tasks, or those of one initiator."""
-        for task in [each for each in self._tasks if initiator in (None, each.initiator)]:
+        for task in [each for each in self._tasks.values() if initiator in (None, each.initiator)]:
             self._drop(task)
-            self._tasks.remove(task)
-            self._notices.pop(id(task), None)
+            self._remove(task)
         self._begin_waiting()
 
     def _drop(self, task: Task) -> None:
@@ -198,7 +200,7 @@ class LogicalUnit:
 
     def clear(self, initiator: int) -> None:
         """CLEAR TASK SET: forgets all tasks, and tells those initiators that had some and did not ask for it."""
-        others = {task.initiator for task in self._tasks} - {initiator}
+        others = {task.initiator for task in self._tasks.values()} - {initiator}
         self.abort_all()
         for other in others:
             self.attention(AdditionalSense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, to=other)
@@ -216,7 +218,7 @@ class LogicalUnit:
 
     def _rival(self, task: Task) -> Task | None:
         """The task that has its tag already, from the same initiator."""
-        return next((each for each in self._tasks if (each.initiator, each.tag) == (task.initiator, task.tag)), None)
+        return self._tasks.get((task.initiator, task.tag))
 
     def _may_run(self, task: Task) -> bool:
         """It need not wait."""
@@ -234,7 +236,7 @@ class LogicalUnit:
             return True
         if task.attribute is TaskAttribute.HEAD_OF_QUEUE:
             return True
-        for older in self._tasks:
+        for older in self._tasks.values():
             if older is task:
                 return True
             if older.attribute is not TaskAttribute.SIMPLE or task.attribute is TaskAttribute.ORDERED:
@@ -254,7 +256,8 @@ class LogicalUnit:
 
     def _remove(self, task: Task) -> None:
         self._notices.pop(id(task), None)
-        self._tasks = [each for each in self._tasks if each is not task]
+        if self._rival(task) is task:
+            del self._tasks[task.initiator, task.tag]
 
     def _begin_waiting(self) -> None:
         """Begins what has waited and need not any longer."""
@@ -264,7 +267,7 @@ class LogicalUnit:
         try:
             while self._notices:
                 # If the first one that waits has to go on waiting, so have those behind it.
-                task = next(each for each in self._tasks if id(each) in self._notices)
+                task = next(each for each in self._tasks.values() if id(each) in self._notices)
                 if not self._may_run(task):
                     break
                 self._begin(task, self._notices.pop(id(task)))

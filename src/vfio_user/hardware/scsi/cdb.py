@@ -206,10 +206,10 @@ class Command:
         return operation_code in _WITH_ACTIONS
 
     def __getattr__(self, name: str) -> int:
-        plan = self._plans.get(name)
-        if plan is None:
-            raise AttributeError(f"a CDB {self._cdb.hex(' ')} has no field {name!r}")
-        first, end, shift, mask = plan
+        try:
+            first, end, shift, mask = self._plans[name]
+        except KeyError:
+            raise AttributeError(f"a CDB {self._cdb.hex(' ')} has no field {name!r}") from None
         return int.from_bytes(self._cdb[first:end], "big") >> shift & mask
 
     def __contains__(self, name: str) -> bool:
