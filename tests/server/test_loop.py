@@ -426,6 +426,14 @@ def test_what_a_call_puts_off_is_due(loop: EventLoop) -> None:
     assert seen == []
 
 
+@pytest.mark.parametrize("what", ["watch", "stop"])
+def test_a_call_after_which_there_is_more_to_wait_for(loop: EventLoop, pipe: tuple[int, int], what: str) -> None:
+    loop.watch(pipe[0], lambda: None)
+    loop.call_soon(lambda: loop.watch(pipe[1], lambda: None) if what == "watch" else loop.stop())
+    assert loop.settle() == 0.0
+    assert not is_simple(loop)
+
+
 @pytest.mark.parametrize("what", ["descriptors", "thread", "stop"])
 def test_nothing_is_settled_where_something_else_is_to_be_done(
     loop: EventLoop, pipe: tuple[int, int], what: str

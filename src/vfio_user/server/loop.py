@@ -218,19 +218,17 @@ class EventLoop:
         Returns:
             Seconds the caller may wait for its descriptor, None for as long as it takes; 0 when ``run_once`` is due.
         """
-        if self._called_from_outside or self._stopping or len(self._watches) > 1:
+        if self._waits_elsewhere():
             return 0.0
         self.turns += 1
         ready = self._ready
         for _ in range(len(ready)):
             if not self._call(ready.popleft()):
                 return 0.0
-        self._update_simple()
-        if self.is_simple:
-            return None
         timeout = self.next_timeout()
         self._update_simple()
-        return timeout
+        # What was called may have begun to watch something.
+        return 0.0 if self._waits_elsewhere() else timeout
 
     def serve_once(self, timeout: float, own: Mapping[int, int]) -> set[int]:
         """For a callback that has to wait for its client: waits, and does what servers have to do; once.
@@ -330,8 +328,12 @@ class EventLoop:
         # In this order: another thread, or a signal handler, first says what it wants and then clears is_simple. What
         # it said before the look is found here; what it says after the look, it says after is_simple was set.
         self.is_simple = True
-        if self._ready or self._timers or self._called_from_outside or self._stopping or len(self._watches) > 1:
+        if self._ready or self._timers or self._waits_elsewhere():
             self.is_simple = False
+
+    def _waits_elsewhere(self) -> bool:
+        """More than one descriptor is watched, or another thread may want something, or it is to stop."""
+        return self._called_from_outside or self._stopping or len(self._watches) > 1
 
     def _wake(self) -> None:
         # Never after close: the number may be another file's by then. The lock is one a signal handler may take again.
