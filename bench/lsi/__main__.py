@@ -1,7 +1,8 @@
 """Measures the SCSI controller under Linux, next to QEMU's own lsi53c895a: ``make bench-lsi``.
 
-One guest has both, with files of the same kind, and runs the same jobs on them in turns. Every figure is the best of
-some short runs: on a machine that does other things too, the best run says what the code can do.
+One guest has both, and as a third one the floor: a server in C that does the same with next to no device. All have
+files of the same kind, and run the same jobs in turns. Every figure is the best of some short runs: on a machine that
+does other things too, the best run says what the code can do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="of each run")
     parser.add_argument("--only", default="", help='jobs whose name contains this, "randread 4 KiB QD1" for one')
     parser.add_argument("--image", default="{file}", help='of our disk, such as "{file}?mapped=on"')
-    parser.add_argument("--cpu", type=int, help="a core the server is to stay on; QEMU has all")
+    parser.add_argument("--cpu", type=int, help="a core the servers are to stay on; QEMU has all")
     parser.add_argument("--count", action="store_true", help="messages and interrupts of a command instead")
     parser.add_argument("--profile", action="store_true", help="where the server spends its time instead")
     parser.add_argument("--serve", default="", metavar="OPTIONS", help="further options of `vfio-user serve`")
