@@ -950,21 +950,33 @@ static void transfer_control(uint32_t first, uint32_t second)
     }
 }
 
+/* The driver looks at queues in memory while the chip does: words are read and written whole. */
+static void copy(uint8_t *to, const uint8_t *from, uint8_t count)
+{
+    if (count == 4)
+        *(volatile uint32_t *)to = *(const volatile uint32_t *)from;
+    else
+        memcpy(to, from, count);
+}
+
 static void load_store(uint32_t first, uint32_t second)
 {
     uint8_t at = first >> 16, count = first & 7;
     uint32_t address = first >> 28 & 1 ? WORD(DSA) + sign_extend(second) : second;
-    uint8_t *memory = reach(address, count);
+    uint8_t *memory = reach(address, count), bytes[4] __attribute__((aligned(4)));
 
-    if (!memory) {
-        post_dma(DMA_BUS_FAULT);
+    if (count > 4 || !memory) {
+        post_dma(count > 4 ? DMA_ILLEGAL : DMA_BUS_FAULT);
         return;
     }
-    for (uint8_t index = 0; index < count; index++) {
-        if (first >> 24 & 1)
-            write_by_script(at + index, memory[index]);
-        else
-            memory[index] = read_register(at + index);
+    if (first >> 24 & 1) {
+        copy(bytes, memory, count);
+        for (uint8_t index = 0; index < count; index++)
+            write_by_script(at + index, bytes[index]);
+    } else {
+        for (uint8_t index = 0; index < count; index++)
+            bytes[index] = read_register(at + index);
+        copy(memory, bytes, count);
     }
 }
 
