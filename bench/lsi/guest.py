@@ -276,5 +276,6 @@ def compiled_floor(folder: Path) -> Contender | None:
     if compiler is None:
         print("no C compiler (cc, gcc, clang): there is no floor to compare with")
         return None
-    subprocess.run([compiler, "-O2", "-g", "-Wall", "-o", str(folder / "floor"), str(_HERE / "floor.c")], check=True)
+    sources = [str(_HERE / name) for name in ("floor.c", "floor_chip.c", "floor_disk.c")]
+    subprocess.run([compiler, "-O2", "-Wall", "-o", str(folder / "floor"), *sources], check=True)
     return Contender("C floor", "floor", (str(folder / "floor"),), ("{file}",))
