@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="runs of each figure, of which the best counts")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each run")
     parser.add_argument("--only", default="", help='jobs whose name contains this, "randread 4 KiB QD1" for one')
-    parser.add_argument("--image", default="{file}", help='of our disk, such as "{file}?mapped=on"')
+    parser.add_argument("--image", default="{file}", help='of our disk, such as "file:{file}?mapped=on"')
     parser.add_argument("--cpu", type=int, help="a core the servers are to stay on; QEMU has all")
     parser.add_argument("--count", action="store_true", help="messages and interrupts of a command instead")
     parser.add_argument("--profile", action="store_true", help="where the server spends its time instead")

@@ -203,7 +203,7 @@ class Bench:
         others = [contender for contender in self.disks if contender != REFERENCE]
         names = "".join(f"{contender.name:>9}" for contender in self.disks)
         ratios = "".join(f"{contender.name:>9}" for contender in others)
-        print(f"{'':20}{'commands/s':>{len(names)}}{'to QEMU':>{len(ratios)}}")
+        print(f"{'':20}{'commands/s':>{len(names)}}" + "ratio to QEMU's".rjust(len(ratios)))
         print(f"{'in a guest':20}{names}{ratios}  of each run")
         for job in jobs:
             rates: dict[Contender, list[float]] = {contender: [] for contender in self.disks}
