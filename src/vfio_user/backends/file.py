@@ -34,7 +34,7 @@ _MAX_VIEWS = 1024
 _BOUNCE = 1024 * 1024
 
 #: Bytes between two of which the page cache is asked for. What comes of it is never looked at.
-_PROBE_DISTANCE = 128 * 1024
+_PROBE_DISTANCE = 256 * 1024
 _PROBE = memoryview(bytearray(1))
 
 #: linux/fs.h, _IO(0x12, 104): bytes of a logical block of a block device.
