@@ -402,35 +402,41 @@ def test_settled_is_what_was_put_off(loop: EventLoop, pipe: tuple[int, int]) -> 
     loop.call_soon(seen.append, 1)
     loop.call_soon(seen.append, 2)
     os.write(pipe[1], b"x")
-    assert loop.settle() is None
+    assert loop.settle()
     assert seen == [1, 2]
     assert is_simple(loop)
 
 
-def test_a_timer_says_how_long_may_be_waited(loop: EventLoop, clock: Clock) -> None:
+def test_timers_are_settled_when_they_are_due(loop: EventLoop, clock: Clock) -> None:
     seen: list[int] = []
-    timer = loop.call_later(2.5, seen.append, 1)
-    assert loop.settle() == 2.5
+    loop.call_later(2.5, seen.append, 1)
+    timer = loop.call_later(9.0, seen.append, 2)
+    assert loop.settle()
+    assert (seen, loop.next_timeout()) == ([], 2.5)
     clock.now += 3
-    assert loop.settle() == 0.0
-    assert seen == []
+    assert loop.settle()
+    assert (seen, loop.next_timeout()) == ([1], 6.0)
+    assert not is_simple(loop)
     timer.cancel()
-    assert loop.settle() is None
+    assert loop.settle()
+    assert (seen, loop.next_timeout()) == ([1], None)
     assert is_simple(loop)
 
 
-def test_what_a_call_puts_off_is_due(loop: EventLoop) -> None:
+def test_what_a_settled_call_puts_off_waits_for_the_next_time(loop: EventLoop) -> None:
     seen: list[int] = []
     loop.call_soon(lambda: loop.call_soon(seen.append, 1))
-    assert loop.settle() == 0.0
-    assert seen == []
+    assert loop.settle()
+    assert (seen, loop.next_timeout()) == ([], 0.0)
+    assert loop.settle()
+    assert (seen, loop.next_timeout()) == ([1], None)
 
 
 @pytest.mark.parametrize("what", ["watch", "stop"])
 def test_a_call_after_which_there_is_more_to_wait_for(loop: EventLoop, pipe: tuple[int, int], what: str) -> None:
     loop.watch(pipe[0], lambda: None)
     loop.call_soon(lambda: loop.watch(pipe[1], lambda: None) if what == "watch" else loop.stop())
-    assert loop.settle() == 0.0
+    assert not loop.settle()
     assert not is_simple(loop)
 
 
@@ -449,16 +455,23 @@ def test_nothing_is_settled_where_something_else_is_to_be_done(
     else:
         loop.stop()
     loop.call_soon(seen.append, 1)
-    assert loop.settle() == 0.0
+    assert not loop.settle()
     assert seen == []
 
 
-def test_a_call_that_raises_ends_the_settling(loop: EventLoop, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("what", ["call", "timer"])
+def test_a_failure_ends_the_settling(
+    loop: EventLoop, clock: Clock, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
     failed: list[Exception] = []
     loop.on_failure = failed.append
-    loop.call_soon(lambda: 1 // 0)
+    if what == "call":
+        loop.call_soon(lambda: 1 // 0)
+    else:
+        loop.call_later(1.0, lambda: 1 // 0)
+        clock.now += 2
     loop.call_soon(failed.clear)
-    assert loop.settle() == 0.0
+    assert not loop.settle()
     assert len(failed) == 1
     assert "a callback of the device failed" in caplog.text
 

@@ -198,32 +198,48 @@ def test_waiting_in_the_receive_call_ends_when_there_is_something_else_to_do() -
     loop = EventLoop()
     device.attach(loop)
     seen: list[str] = []
+    read, write = os.pipe()
 
     def called() -> None:
         seen.append("called")
         if len(seen) == 2:
-            device.call_soon(seen.append, "and again")
+            device.call_later(0.0, timer)
+
+    def timer() -> None:
+        # Again and again, with receptions in between; until there is more to wait for.
+        seen.append("timer")
+        device.call_soon(timer)
+        if len(seen) == 10:
+            client.send(READ)
+        if len(seen) == 20:
+            for end in (read, write):
+                device.watch(end, lambda: None)
 
     device.set_region(3, CallbackRegion(4, write=lambda *_: device.call_soon(called)))
     with RawClient(ours) as client, contextlib.closing(Session(device, theirs)) as session:
-        write = message(Command.REGION_WRITE, access(0, 3, bytes(4)))
-        client.send(VERSION + READ + write + write + READ)
+        command = message(Command.REGION_WRITE, access(0, 3, bytes(4)))
+        client.send(VERSION + READ + command + command + READ)
         session.receive_blocking(loop)
-        assert [client.receive().header.command for _ in range(5)] == [1, 9, 10, 10, 9]
-        assert seen == ["called", "called"]
-        loop.run_once()
-        assert seen[2:] == ["and again"]
-        timer = device.call_later(0.0, seen.append, "timer")
+        assert [client.receive().header.command for _ in range(6)] == [1, 9, 10, 10, 9, 9]
+        assert seen == ["called"] * 2 + ["timer"] * 18
+        ours.shutdown(socket.SHUT_WR)
         session.receive_blocking(loop)
-        assert timer.is_pending
-        loop.run_once()
-        assert seen[3:] == ["timer"]
-        device.call_later(60.0, seen.append, "much later")
-        client.send(READ)
+        assert len(seen) == 20
+    device.detach()
+    loop.close()
+    os.close(read)
+    os.close(write)
+
+
+def test_waiting_in_the_receive_call_ends_with_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    loop = EventLoop()
+    with RawClient(ours) as client, contextlib.closing(Session(make_device(), theirs)) as session:
+        client.send(VERSION + READ)
+        loop.call_later(60.0, lambda: None)
         ours.shutdown(socket.SHUT_WR)
         with pytest.raises(ConnectionClosedError, match="the client closed the connection"):
             session.receive_blocking(loop)
-    device.detach()
     loop.close()
 
 

@@ -212,23 +212,26 @@ class EventLoop:
         self._drop_cancelled()
         self._update_simple()
 
-    def settle(self) -> float | None:
-        """For who waits for the loop's one descriptor itself: does what was put off, if nothing else is waited for.
+    def settle(self) -> bool:
+        """For who waits for the loop's one descriptor itself: does what is due, once, if nothing else is waited for.
 
         Returns:
-            Seconds the caller may wait for its descriptor, None for as long as it takes; 0 when ``run_once`` is due.
+            Whether that was all, and the caller may wait for its descriptor, no longer than ``next_timeout``. If not,
+            ``run_once`` is to be called: there is more to wait for, or something has failed.
         """
         if self._waits_elsewhere():
-            return 0.0
+            return False
         self.turns += 1
+        if self._timers and not self._run_timers():
+            return False
         ready = self._ready
         for _ in range(len(ready)):
             if not self._call(ready.popleft()):
-                return 0.0
-        timeout = self.next_timeout()
+                return False
+        self._drop_cancelled()
         self._update_simple()
         # What was called may have begun to watch something.
-        return 0.0 if self._waits_elsewhere() else timeout
+        return not self._waits_elsewhere()
 
     def serve_once(self, timeout: float, own: Mapping[int, int]) -> set[int]:
         """For a callback that has to wait for its client: waits, and does what servers have to do; once.
@@ -295,14 +298,17 @@ class EventLoop:
         while self._timers and not self._timers[0][2].is_pending:
             heapq.heappop(self._timers)
 
-    def _run_timers(self) -> None:
+    def _run_timers(self) -> bool:
+        """Calls what is due; returns whether none of it raised anything."""
         now = self.clock()
+        succeeded = True
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             callback = timer._callback
             timer._callback = None
-            if callback is not None:
-                self._call(callback)
+            if callback is not None and not self._call(callback):
+                succeeded = False
+        return succeeded
 
     def _call(self, callback: Callable[[], None]) -> bool:
         """Calls it; returns whether it raised nothing."""

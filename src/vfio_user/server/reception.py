@@ -205,17 +205,20 @@ class Reception(ABC):
         room = self._room()
         whole = self._whole_buffer
         while not self._outbox:
+            how = RECEIVE_FLAGS
             if not loop.is_simple:
                 memory.in_reception = False
-                wait = loop.settle()
-                if self._closed or self.quiescence.kept is not None:
-                    break
-                if wait is not None and not (wait > 0 and self._is_readable(wait)):
+                if not loop.settle() or self._closed or self.quiescence.kept is not None:
                     break
                 memory.in_reception = True
                 room = self._room()
+                wait = loop.next_timeout()
+                if wait == 0:
+                    how = _POLL
+                elif wait is not None and not self._is_readable(wait):
+                    continue
             try:
-                count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, RECEIVE_FLAGS)
+                count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, how)
             except BlockingIOError:
                 continue
             except OSError as exc:
