@@ -163,6 +163,8 @@ def test_on_the_fly(chip: Chip) -> None:
     chip.unit.post_on_the_fly()
     assert chip.registers.istat0.intf
     assert chip.pending == (0, 0)
+    assert chip.pin == []
+    chip.unit.update()
     assert chip.pin == [True]
 
 

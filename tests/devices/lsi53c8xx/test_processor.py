@@ -301,3 +301,26 @@ def test_an_instruction_that_had_to_wait_is_a_step_too(slow_board: Board, storag
     board.turn()
     assert board.dstat() == SSI
     assert board.registers.dsp == PROGRAM
+
+
+def test_many_interrupts_on_the_fly_of_a_slice_are_told_as_one(board: Board) -> None:
+    """Before it has ended the driver would get no answer; at its end, it hears of everything."""
+    told: list[tuple[bool, bytes]] = []
+    show = board.device.interrupts.on_intx_level
+    assert show is not None
+
+    def shown(level: bool) -> None:
+        told.append((level, board.read(DATA, 4)))
+        show(level)
+
+    board.device.interrupts.on_intx_level = shown
+    for number in (1, 2, 3):
+        board.script.register(7, 0, 0x34, number)
+        board.script.store(0x34, 4, DATA)
+        board.script.interrupt_on_the_fly()
+    board.script.wait_reselect(otherwise=PROGRAM)
+    assert board.run(turns=1) == 0
+    assert told == [(True, bytes([3, 0, 0, 0]))]
+    assert board.istat & 0x04
+    board.registers.write(0x14, 1, 0x04)
+    assert [level for level, _ in told] == [True, False]

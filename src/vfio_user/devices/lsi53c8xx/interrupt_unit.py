@@ -4,7 +4,8 @@ Theory of operation. A cause that interrupts is posted in SIST (and SIP set in I
 either bit is set, further causes are *stacked*: they wait behind, and move up once the driver has read all of the
 first. A cause that is not enabled in SIEN and not fatal is only posted: SIP stays clear, nothing waits for it. A fatal
 one that is not enabled stops the processor and sets SIP; the pin stays quiet. Interrupts on the fly have a bit of their
-own.
+own; the pin shows them once the present slice of the program has ended. Before that the driver could not be answered,
+and a program that ends many commands in a slice tells of all of them at once.
 
 Ref: LSI53C895A Technical Manual, 2.2.17, "Interrupt Handling".
 """
@@ -73,9 +74,8 @@ class InterruptUnit:
             self.update()
 
     def post_on_the_fly(self) -> None:
-        """INTFLY: the processor goes on."""
+        """INTFLY: the processor goes on. The pin follows with ``update``, at the end of the slice."""
         self._values[self._istat0] |= _INTF
-        self.update()
 
     def sist_was_read(self) -> None:
         """The driver read SIST0, SIST1 or both, and what it read was cleared."""

@@ -295,6 +295,7 @@ class ScriptsProcessor:
             self.interrupt_dma(DmaInterrupt.BUS_FAULT)
         finally:
             self._in_slice = False
+            self.interrupts.update()
         if self.is_running and self.waiting is Waiting.NOTHING:
             self._schedule()
 
