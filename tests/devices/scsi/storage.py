@@ -72,7 +72,7 @@ class Jobs:
         self.done += 1
         try:
             result = work()
-        except OSError as exc:
+        except Exception as exc:
             done(exc)
         else:
             done(result)

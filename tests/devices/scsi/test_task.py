@@ -184,7 +184,7 @@ class Stored:
 
     def __init__(self, data: bytes, *, at_hand: bool = True) -> None:
         self.data, self.at_hand = data, at_hand
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         self.seen: list[tuple[str, int, int]] = []
 
     def read(self, offset: int, views: Sequence[memoryview], /) -> None:
@@ -263,12 +263,14 @@ def test_stored_bytes_that_are_not_at_hand_after_all(at_once: bool) -> None:
     assert source.seen == [("read", 4, 8)]
 
 
+@pytest.mark.parametrize("failure", [OSError(5, "gone"), ValueError("the backend is closed")])
 @pytest.mark.parametrize("at_once", [False, True])
-def test_stored_bytes_that_cannot_be_read(at_once: bool) -> None:
-    source = Stored(bytes(32), at_hand=False)
-    source.failure = OSError(5, "gone")
+def test_stored_bytes_that_cannot_be_read(at_once: bool, failure: Exception) -> None:
+    source = Stored(bytes(32), at_hand=isinstance(failure, ValueError))
+    source.failure = failure
     jobs = Jobs()
     run = Run(stored(source), None if at_once else jobs)
+    assert not run.task.read_into(places(3))
     assert bytes(run.task.read(3)) == b""
     if not at_once:
         jobs.step()

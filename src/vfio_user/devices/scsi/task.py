@@ -82,6 +82,13 @@ class StoredDataIn:
     offset: int
     length: int
 
+    def read_at_once(self, views: Sequence[memoryview]) -> bool:
+        """Fills the views with the first of the bytes, if nothing has to be waited for, and nothing is wrong."""
+        try:
+            return self.source.read_at_once(self.offset, views)
+        except ValueError:  # the medium was taken out, and closed: a read that may fail will say so
+            return False
+
 
 @dataclass(slots=True)
 class DataOut:
@@ -238,7 +245,7 @@ class Task:
         self._stored = None
         piece = bytearray(stored.length)
         views = [memoryview(piece)]
-        if stored.source.read_at_once(stored.offset, views):
+        if stored.read_at_once(views):
             self._piece, self._position = views[0], 0
             return True
         steps, waits = self._steps, False
@@ -289,7 +296,7 @@ class Task:
             for view in views:
                 view[:] = piece[at : at + len(view)]
                 at += len(view)
-        elif stored is None or length > stored.length or not stored.source.read_at_once(stored.offset, views):
+        elif stored is None or length > stored.length or not stored.read_at_once(views):
             return False
         self._moved(length)
         return True
