@@ -23,7 +23,8 @@ import pytest
 from tests.support.fds import close_all, memory_file, no_leaks
 from tests.support.raw_client import RawClient, access, connect, message
 from vfio_user.errors import AddressError, ConnectError, StateError
-from vfio_user.protocol.constants import Command, IrqIndex
+from vfio_user.protocol.constants import Command, HeaderFlags, IrqIndex
+from vfio_user.protocol.header import Header
 from vfio_user.protocol.region import ACCESS
 from vfio_user.regions import CallbackRegion, MemoryRegion
 from vfio_user.server import server as server_module
@@ -526,6 +527,62 @@ def test_another_threads_call_reaches_a_server_that_waits_in_the_receive_call(
         device.call_soon(again.set)
         assert again.wait(10)
         assert client.read(0, 0) == 0
+
+
+@pytest.mark.parametrize("what", ["call_soon", "watch", "stop"])
+def test_another_thread_is_heard_while_a_timer_is_waited_for(device: Scratch, path: Path, what: str) -> None:
+    done = threading.Event()
+    timers: list[Timer] = []
+    device.action = lambda: timers.append(device.call_later(60, lambda: None))
+    with Server(device, path).start() as server, negotiated(path) as client:
+        fd = os.eventfd(1, os.EFD_NONBLOCK)
+        client.write(1, 0, 1)
+        client.read(0, 0)
+        time.sleep(0.05)  # it waits for the timer by now
+        started = time.monotonic()
+        if what == "stop":
+            server.stop()
+            server.join()
+        elif what == "watch":
+            device.watch(fd, lambda: done.set() if os.eventfd_read(fd) else None)
+            assert done.wait(10)
+        else:
+            device.call_soon(done.set)
+            assert done.wait(10)
+        assert time.monotonic() - started < 10
+        timers[0].cancel()
+    device.loop.close()  # the device's own, with what it had put off or watched when it was stopped
+    os.close(fd)
+
+
+def test_what_a_client_sent_while_the_device_waited_comes_before_what_it_sent_afterwards(
+    device: Scratch, path: Path
+) -> None:
+    seen: list[int] = []
+    sent = threading.Event()
+    device.set_region(3, CallbackRegion(8, write=lambda _offset, _size, value: seen.append(value)))
+
+    def action() -> None:
+        device.dma.read(0x1000, 8)
+        assert sent.wait(10)
+
+    device.action = action
+    with Server(device, path).start(), negotiated(path) as client:
+        assert client.map_memory(0x1000, 0x1000, None) == 0
+        client.read(0, 0)
+        client.write(2, 0, 1, size=8)
+        asked = client.receive()
+        assert asked.header.command == Command.DMA_READ
+        first, second = (
+            message(Command.REGION_WRITE, ACCESS.pack(0, 3, 8) + bytes([number] * 8), message_id=number, no_reply=True)
+            for number in (1, 2)
+        )
+        header = Header(asked.header.message_id, asked.header.command, 40, HeaderFlags.REPLY, 0)
+        client.send(first + header.encode() + asked.payload[:16] + bytes(8))
+        client.send(second)
+        sent.set()
+        client.read(0, 0)
+    assert seen == [0x0101010101010101, 0x0202020202020202]
 
 
 def test_another_threads_timer_and_watch(running: Server, path: Path, device: Scratch) -> None:

@@ -105,6 +105,8 @@ class EventLoop:
         self.thread_id: int | None = None
         self.turns = 0
         self._called_from_outside = False
+        #: For ``wait_for``: the descriptor it was last asked about.
+        self._poll_of: tuple[int, select.poll] | None = None
         self._stopping = False
         self._closed = False
 
@@ -232,6 +234,23 @@ class EventLoop:
         self._update_simple()
         # What was called may have begun to watch something.
         return not self._waits_elsewhere()
+
+    def wait_for(self, fd: int, timeout: float) -> bool:
+        """For who settles: waits for its descriptor, or until another thread, or a signal, wants something.
+
+        Args:
+            fd: to be read from.
+            timeout: seconds, as ``next_timeout`` says.
+
+        Returns:
+            Whether one of both is there.
+        """
+        if self._poll_of is None or self._poll_of[0] != fd:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.register(self.fileno(), select.POLLIN)  # which is awake by what others begin to watch, too
+            self._poll_of = fd, poll
+        return bool(self._poll_of[1].poll(timeout * 1000))
 
     def serve_once(self, timeout: float, own: Mapping[int, int]) -> set[int]:
         """For a callback that has to wait for its client: waits, and does what servers have to do; once.

@@ -6,7 +6,6 @@ more is taken from the client until that has gone.
 
 from __future__ import annotations
 
-import select
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
@@ -81,7 +80,6 @@ class Reception(ABC):
         self._whole_buffer = [memoryview(self._frames.buffer)]
         self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._receptions = 0
-        self._poll: select.poll | None = None
         self._closed = False
         #: Carries out what was received: until a version is agreed on, and with an observer, all of it ordinarily.
         self._consume: Callable[[int], bool] = self.consume_ordinarily
@@ -208,15 +206,15 @@ class Reception(ABC):
             how = RECEIVE_FLAGS
             if not loop.is_simple:
                 memory.in_reception = False
-                if not loop.settle() or self._closed or self.quiescence.kept is not None:
+                if not loop.settle() or self._is_interrupted:
                     break
                 memory.in_reception = True
                 room = self._room()
                 wait = loop.next_timeout()
-                if wait == 0:
+                if wait is not None:
+                    if wait and not loop.wait_for(self._channel.fileno(), wait):
+                        continue
                     how = _POLL
-                elif wait is not None and not self._is_readable(wait):
-                    continue
             try:
                 count, ancdata, flags, _ = receive(room, ANCILLARY_SIZE, how)
             except BlockingIOError:
@@ -234,12 +232,12 @@ class Reception(ABC):
                 room = self._room()
         memory.in_reception = False
 
-    def _is_readable(self, timeout: float) -> bool:
-        """Waits up to ``timeout`` seconds for something to receive."""
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self._channel.fileno(), select.POLLIN)
-        return bool(self._poll.poll(timeout * 1000))
+    @property
+    def _is_interrupted(self) -> bool:
+        """What was done between two receptions has left something that comes before the next one."""
+        memory = self.client_memory
+        held = bool(memory.held or memory.ended is not None)
+        return held or bool(self._outbox) or self._closed or self.quiescence.kept is not None
 
     def flush(self) -> None:
         """Sends what waits, as far as the client reads it, and when all is sent goes on with what had come before."""
