@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 
-from tests.devices.lsi53c8xx.board import DATA, INQUIRY, MEMORY, MEMORY_SIZE, PROGRAM, RAM, TABLE, Board
+from tests.devices.lsi53c8xx.board import DATA, INQUIRY, MEMORY, MEMORY_SIZE, PROGRAM, RAM, TABLE, Board, disk
+from tests.devices.lsi53c8xx.conftest import BoardMaker
 from tests.devices.scsi.storage import Jobs
+from vfio_user.devices.lsi53c8xx.scsi_core import ScsiCore
 from vfio_user.drivers.lsi53c8xx.assembler import Script, if_phase
 from vfio_user.hardware.lsi53c8xx.interrupts import Phase
 
@@ -348,3 +351,34 @@ def test_bytes_take_their_share_of_a_slice(board: Board) -> None:
     board.script.interrupt(1)
     assert board.run(turns=1) == SIR
     assert board.device.processor.charge == 8
+
+
+def test_bytes_of_a_move_that_ends_in_a_mismatch_count_too(
+    make_board: BoardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program all of whose moves do must not keep the device for as long as it likes."""
+    blocks = 1024
+    board = make_board({0: disk(blocks)})
+    board.make_ready()
+    script = board.command(struct.pack(">BBIxHx", 0x28, 0, 0, blocks))
+    script.move(Phase.DATA_IN, 0xFF_FFFF, DATA + 0x1000)
+    after = script.here
+    script.move(Phase.STATUS, 1, DATA + 0x80)
+    script.move(Phase.MESSAGE_IN, 1, DATA + 0x81)
+    script.register(7, 4, 0x02, 0x7F)
+    script.clear(ack=True)
+    script.wait_disconnect()
+    script.jump(PROGRAM)
+    board.registers.ccntl0 = 0x80
+    board.registers.pmjad1 = board.registers.pmjad2 = after
+    moved: list[int] = []
+    take = ScsiCore.take
+
+    def counted(core: ScsiCore, length: int) -> Any:
+        piece = take(core, length)
+        moved.append(len(piece))
+        return piece
+
+    monkeypatch.setattr(ScsiCore, "take", counted)
+    assert board.run(turns=1) == 0
+    assert blocks * 512 < sum(moved) < 20 * blocks * 512

@@ -255,9 +255,9 @@ class BlockMover:
                 values[self._sbc] += moved
                 if wanted <= Phase.DATA_IN:
                     values[self._csbc] = values[self._csbc] + moved & 0xFFFF_FFFF
+            processor.charge += moved // _BYTES_PER_INSTRUCTION
         if stops is None:
-            return self._mismatch(wanted, count)
-        processor.charge += moved // _BYTES_PER_INSTRUCTION
+            return self._mismatch(wanted, count) or processor.charge > processor.most_charge
         return processor.charge > processor.most_charge
 
     def _mismatch(self, wanted: int, count: int) -> bool:
