@@ -497,28 +497,23 @@ class Task:
     # Saving.
 
     def save(self) -> dict[str, object]:
-        """The task as plain values. What storage is at work on is begun again where it is loaded.
-
-        Raises:
-            OSError: bytes that are to be moved next could not be read.
-        """
-        going = self.phase is TaskPhase.DATA_IN
-        piece = memoryview(self._piece)[self._position if going else 0 :]
-        if going and self._stored is not None:
-            stored = bytearray(self._stored.length)
-            self._stored.source.read(self._stored.offset, [memoryview(stored)])
-            piece = memoryview(bytes(piece) + stored)
+        """The task as plain values. What storage is at work on is begun again where it is loaded."""
+        phase = self.phase
+        # What is still stored is read anew there, too.
+        if phase is TaskPhase.DATA_IN and self._stored is not None:
+            phase = TaskPhase.BUSY
+        going = phase is TaskPhase.DATA_IN
         return {
             "lun": self.lun,
             "cdb": self.cdb,
             "tag": self.tag,
             "attribute": int(self.attribute),
             "initiator": self.initiator,
-            "phase": self.phase.value,
+            "phase": phase.value,
             "started": self.started,
             "done": self.done + (self._position if going else 0),
             "length": self._length,
-            "piece": bytes(piece),
+            "piece": bytes(memoryview(self._piece)[self._position if going else 0 :]),
             "remaining": self.remaining,
             "status": None if self.status is None else int(self.status),
             "sense": self.sense,
@@ -531,9 +526,9 @@ class Task:
         task = cls(
             state["lun"],
             state["cdb"],
-            tag=state["tag"],
+            tag=None if state["tag"] is None else int(state["tag"]),
             attribute=TaskAttribute(state["attribute"]),
-            initiator=state["initiator"],
+            initiator=int(state["initiator"]),
         )
         task.phase = TaskPhase(state["phase"])
         task.started = state["started"]
