@@ -405,6 +405,21 @@ def test_settled_is_what_was_put_off(loop: EventLoop, pipe: tuple[int, int]) -> 
     assert loop.settle()
     assert seen == [1, 2]
     assert is_simple(loop)
+    # From here on, other threads' calls wake it.
+    assert loop.thread_id == threading.get_ident()
+
+
+@pytest.mark.parametrize("what", ["descriptor", "thread", "nothing"])
+def test_who_settles_waits_for_one_descriptor_and_for_other_threads(
+    loop: EventLoop, pipe: tuple[int, int], what: str
+) -> None:
+    assert loop.settle()
+    if what == "descriptor":
+        os.write(pipe[1], b"x")
+    elif what == "thread":
+        from_another_thread(loop.call_soon, lambda: None)
+    for _ in range(2):
+        assert loop.wait_for(pipe[0], 0.0 if what == "nothing" else 60.0) is (what != "nothing")
 
 
 def test_timers_are_settled_when_they_are_due(loop: EventLoop, clock: Clock) -> None:

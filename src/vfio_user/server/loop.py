@@ -82,7 +82,7 @@ class EventLoop:
             server then receives from its connection directly, which saves a system call a message.
         on_failure: called with what a callback raised, once that has been logged.
         thread_id: the thread that runs the loop; None before it first did.
-        turns: how often ``run_once`` was called.
+        turns: how often ``run_once`` or ``settle`` was called.
 
     Ownership: ``close`` it; watched descriptors stay their owners'.
 
@@ -223,6 +223,7 @@ class EventLoop:
         """
         if self._waits_elsewhere():
             return False
+        self.thread_id = threading.get_ident()
         self.turns += 1
         if self._timers and not self._run_timers():
             return False
