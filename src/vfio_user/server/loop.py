@@ -225,16 +225,14 @@ class EventLoop:
             return False
         self.thread_id = threading.get_ident()
         self.turns += 1
-        if self._timers and not self._run_timers():
-            return False
+        succeeded = not self._timers or self._run_timers()
         ready = self._ready
         for _ in range(len(ready)):
-            if not self._call(ready.popleft()):
-                return False
+            succeeded = self._call(ready.popleft()) and succeeded
         self._drop_cancelled()
         self._update_simple()
         # What was called may have begun to watch something.
-        return not self._waits_elsewhere()
+        return succeeded and not self._waits_elsewhere()
 
     def wait_for(self, fd: int, timeout: float) -> bool:
         """For who settles: waits for its descriptor, or until another thread, or a signal, wants something.
