@@ -120,10 +120,9 @@ class ScsiCore:
         assert nexus is not None
         phase = self.phase
         if phase is Phase.DATA_IN:
-            task = nexus.task
-            assert task is not None
+            assert nexus.task is not None
             nexus.has_moved = True
-            return task.read(length)
+            return nexus.task.read(length)
         if phase is Phase.MESSAGE_IN:
             piece = bytes(self._message_in[:length])
             del self._message_in[:length]
