@@ -111,6 +111,11 @@ class Board:
         return script
 
     def complete(self, code: int = 0xC0DE) -> None:
+        """Ends it, and the program."""
+        self.take_status()
+        self.script.interrupt(code)
+
+    def take_status(self) -> None:
         """Ends it: status to DATA + 0x80, the message after it."""
         script = self.script
         script.move(Phase.STATUS, 1, DATA + 0x80)
@@ -118,7 +123,6 @@ class Board:
         script.register(7, 4, 0x02, 0x7F)
         script.clear(ack=True)
         script.wait_disconnect()
-        script.interrupt(code)
 
     def make_ready(self, target: int = 0) -> None:
         """Takes the unit attention every initiator is told first."""
